@@ -1,0 +1,17 @@
+/* Time: see clock.h. */
+#include "base/clock.h"
+
+#include <time.h>
+
+double clock_seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void clock_iso(char out[21]) {
+  time_t now = time(NULL);
+  struct tm utc;
+  gmtime_r(&now, &utc);
+  strftime(out, 21, "%Y-%m-%dT%H:%M:%SZ", &utc);
+}

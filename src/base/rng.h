@@ -1,0 +1,31 @@
+/* Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a
+ * counter-based generator. A random number is a pure function of (key, counter), so noise is
+ * regenerated instead of stored, and does not depend on threads or on order. */
+#ifndef TSR_BASE_RNG_H
+#define TSR_BASE_RNG_H
+
+#include <stdint.h>
+
+/* The ten rounds. key[2], counter[4] -> out[4]. */
+void philox4x32(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
+
+/* A uniform in the open interval (0, 1): the upper 24 bits, shifted by half a step, so that
+ * neither end occurs and log() is finite. Exactly representable in fp32. */
+static inline float rng_uniform_open(uint32_t bits) {
+  return ((float)(bits >> 8) + 0.5f) * (1.0f / 16777216.0f);
+}
+
+/* A sequential stream over one Philox key, for samplers and shuffles. */
+struct rng {
+  uint32_t key[2];
+  uint64_t position; /* how many 32-bit words have been drawn: this is the whole state */
+  uint32_t stream;
+};
+struct rng rng_make(uint64_t seed, uint32_t stream);
+uint32_t rng_next(struct rng *rng);
+/* Unbiased integer in [0, bound), bound >= 1. */
+uint64_t rng_below(struct rng *rng, uint64_t bound);
+double rng_uniform(struct rng *rng); /* [0, 1), 53 bits */
+double rng_normal(struct rng *rng);  /* standard normal, Box-Muller */
+
+#endif

@@ -1,0 +1,129 @@
+/* A decoder-only transformer: its configuration, weights, forward and backward passes.
+ *
+ * Shapes: activations are fp32, row-major, one row per token; `tokens` rows are `sequences` equal
+ * windows of `length` tokens one after the other (struct model_shape). Weights are frozen: the
+ * backward pass gives gradients of activations, and hands (x, dy) of every prunable linear to the
+ * tap, which may form the weight's gradient from them.
+ *
+ * Names are Hugging Face's throughout ("model.layers.0.self_attn.q_proj.weight"), whatever the
+ * model was read from; rows of q and k of a GGUF are brought into Hugging Face's order. */
+#ifndef TSR_MODEL_MODEL_H
+#define TSR_MODEL_MODEL_H
+
+#include "kernel/linear.h"
+#include "model/config.h"
+#include "sparse/mask.h"
+
+enum site_role { SITE_Q, SITE_K, SITE_V, SITE_O, SITE_GATE, SITE_UP, SITE_DOWN, SITE_ROLES };
+extern const char *const site_role_name[SITE_ROLES]; /* "q_proj", ... */
+
+/* One prunable linear. Sites are numbered in forward order: q k v o gate up down, block by block;
+ * q, k, v see the same x, and so do gate and up. */
+struct linear_site {
+  int index, layer;
+  enum site_role role;
+  const char *name; /* of the weight */
+  struct linear_weight weight;
+  const float *bias; /* (rows) or NULL */
+};
+
+enum tap_pass { TAP_FORWARD, TAP_BACKWARD };
+
+/* What an observer of the linears may do; any member may be NULL. Called on the main thread, in
+ * forward (or backward) order of the sites. */
+struct tap {
+  void *ctx;
+  /* The weight to multiply with instead of site->weight; NULL means site->weight. Asked for right
+   * before the product, in both passes (a checkpointed block asks again for its second forward);
+   * what it returns stays valid until the next call. */
+  const struct linear_weight *(*weight)(void *ctx, const struct linear_site *site,
+                                        enum tap_pass pass);
+  /* Before the product: x (tokens, cols). */
+  void (*input)(void *ctx, const struct linear_site *site, const float *x, int64_t tokens);
+  /* In the backward pass, before or after dx is formed: x (tokens, cols), dy (tokens, rows). */
+  void (*gradient)(void *ctx, const struct linear_site *site, const float *x, const float *dy,
+                   int64_t tokens);
+};
+
+struct model;
+
+/* Opens a Hugging Face directory, a GGUF file or a packed directory. Native types stay mapped;
+ * block types are expanded to fp32. What is not supported is refused by name. */
+enum status model_open(struct model **out, const char *path, struct error *err);
+void model_close(struct model *model);
+
+const struct model_config *model_config(const struct model *model);
+const char *model_path(const struct model *model);
+int model_site_count(const struct model *model);
+const struct linear_site *model_site(const struct model *model, int index);
+/* First site of block `layer`; a block has SITE_ROLES of them. */
+static inline int model_block_site(int layer) { return layer * SITE_ROLES; }
+int64_t model_parameters(const struct model *model);
+
+/* Expands W of a site to fp32: out (rows, cols). */
+void model_site_expand(const struct model *model, int site, float *out);
+/* Replaces W of a site; the model takes ownership of `weight` (from mem_alloc; (rows, cols)). */
+void model_site_replace(struct model *model, int site, float *weight);
+/* Zeroes what the masks drop, in copies of the weights concerned. STATUS_REFUSED when a mask names
+ * a tensor or a shape that the model does not have. */
+enum status model_apply_masks(struct model *model, const struct mask_set *masks, struct error *err);
+/* Kept positions over all prunable weights: 1.0 for a dense model, from the masks applied or the
+ * packed form. */
+double model_density(const struct model *model);
+
+struct model_shape {
+  int64_t sequences, length;
+};
+
+/* Scratch memory for a shape, made once, used by every pass. `train` adds what the backward pass
+ * needs; `checkpoint` keeps only each block's input and computes the rest again. */
+struct model_workspace;
+enum status model_workspace_new(struct model_workspace **out, const struct model *model,
+                                struct model_shape most, bool train, bool checkpoint,
+                                struct error *err);
+void model_workspace_free(struct model_workspace *ws);
+/* Bytes that model_workspace_new would take. */
+size_t model_workspace_bytes(const struct model *model, struct model_shape most, bool train,
+                             bool checkpoint);
+
+/* --- forward, piece by piece --- */
+/* hidden (tokens, hidden_size) from ids; STATUS_REFUSED when an id is outside the vocabulary. */
+enum status model_embed(const struct model *model, const int32_t *ids, int64_t tokens,
+                        float *hidden, struct error *err);
+/* One block, in place. */
+void model_block(const struct model *model, int layer, struct model_shape shape, float *hidden,
+                 const struct tap *tap, struct model_workspace *ws);
+/* Final norm: out may be hidden. */
+void model_final_norm(const struct model *model, const float *hidden, int64_t tokens, float *out);
+/* logits (tokens, vocab_size) from normed hidden states. */
+void model_logits(const struct model *model, const float *normed, int64_t tokens, float *logits);
+/* All of it up to the final norm: normed (tokens, hidden_size). */
+enum status model_forward(const struct model *model, const int32_t *ids, struct model_shape shape,
+                          const struct tap *tap, struct model_workspace *ws, float *normed,
+                          struct error *err);
+
+/* --- training --- */
+/* Next-token cross-entropy, forward and backward. Predicts ids[i + 1] from ids[..i] within each
+ * sequence (length - 1 predictions each). *nll_sum gets the sum over predictions, in nats; the
+ * gradients handed to the tap are those of scale * that sum. Logits are made in chunks. */
+enum status model_train(const struct model *model, const int32_t *ids, struct model_shape shape,
+                        double scale, const struct tap *tap, struct model_workspace *ws,
+                        double *nll_sum, struct error *err);
+/* Forward only: nll (sequences * (length - 1)) per prediction. */
+enum status model_nll(const struct model *model, const int32_t *ids, struct model_shape shape,
+                      const struct tap *tap, struct model_workspace *ws, float *nll,
+                      struct error *err);
+
+/* --- decoding with a KV cache --- */
+struct model_session;
+enum status model_session_new(struct model_session **out, const struct model *model,
+                              int64_t capacity, struct error *err);
+void model_session_free(struct model_session *session);
+int64_t model_session_length(const struct model_session *session);
+/* Appends `count` tokens and gives the logits after the last: logits (vocab_size). */
+enum status model_session_append(struct model_session *session, const int32_t *ids, int64_t count,
+                                 float *logits, struct error *err);
+/* Forgets all tokens from position `length` on. */
+void model_session_truncate(struct model_session *session, int64_t length);
+
+#endif

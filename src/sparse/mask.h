@@ -1,0 +1,110 @@
+/* Masks: which weights of each prunable matrix are kept.
+ *
+ * Hybrid masks cut a matrix into tiles (ragged at the edges), each dense or 2:4; a 2:4 mask is a
+ * hybrid mask without dense tiles. Groups of four run along the columns (the input features). A
+ * group's code is a nibble i0 | i1 << 2, i0 < i1: the two kept positions. Where the last group of
+ * a row has fewer than four columns, positions past the edge do not exist; such a group keeps
+ * min(2, width) of them, and its code points at them first.
+ * Other patterns (n:m, unstructured) are plain bit masks. */
+#ifndef TSR_SPARSE_MASK_H
+#define TSR_SPARSE_MASK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+enum mask_kind { MASK_HYBRID, MASK_BITS };
+
+/* The six 2:4 candidates in the method's order: 1100, 1010, 1001, 0110, 0101, 0011. */
+enum { SPARSE_CANDIDATES = 6 };
+extern const uint8_t sparse_candidate_code[SPARSE_CANDIDATES]; /* nibbles 4 8 C 9 D E */
+extern const float sparse_candidate_table[SPARSE_CANDIDATES][4];
+/* Candidate index of a nibble, or -1 for the ten nibbles that are no code. */
+int sparse_code_candidate(uint8_t nibble);
+
+struct mask_matrix {
+  char *name; /* Hugging Face tensor name, "model.layers.0.self_attn.q_proj.weight" */
+  enum mask_kind kind;
+  int64_t rows, cols;
+  /* MASK_HYBRID */
+  int64_t tile_rows, tile_cols; /* tile_cols a multiple of 4 */
+  uint8_t *tiles;               /* (tile rows count, tile cols count), 1 = dense, 0 = 2:4 */
+  uint8_t *codes; /* (rows, code_stride): two groups a byte, the even group in the low nibble.
+                     Codes are kept for dense tiles too: they say what the tile would become. */
+  /* MASK_BITS */
+  uint8_t *bits; /* (rows, bit_stride): column c is bit c % 8 of byte c / 8, 1 = kept */
+  /* optional, NULL when unknown */
+  float *tile_scores; /* like tiles: how much is lost per weight when the tile becomes 2:4; larger
+                         means keep dense */
+};
+
+static inline int64_t mask_tile_row_count(const struct mask_matrix *m) {
+  return (m->rows + m->tile_rows - 1) / m->tile_rows;
+}
+static inline int64_t mask_tile_col_count(const struct mask_matrix *m) {
+  return (m->cols + m->tile_cols - 1) / m->tile_cols;
+}
+static inline int64_t mask_tile_count(const struct mask_matrix *m) {
+  return mask_tile_row_count(m) * mask_tile_col_count(m);
+}
+static inline int64_t mask_group_count(const struct mask_matrix *m) { return (m->cols + 3) / 4; }
+static inline int64_t mask_code_stride(const struct mask_matrix *m) { return (m->cols + 7) / 8; }
+static inline int64_t mask_bit_stride(const struct mask_matrix *m) { return (m->cols + 7) / 8; }
+
+static inline uint8_t mask_code(const struct mask_matrix *m, int64_t row, int64_t group) {
+  uint8_t pair = m->codes[row * mask_code_stride(m) + group / 2];
+  return group % 2 ? pair >> 4 : pair & 15;
+}
+static inline void mask_set_code(struct mask_matrix *m, int64_t row, int64_t group, uint8_t code) {
+  uint8_t *pair = &m->codes[row * mask_code_stride(m) + group / 2];
+  *pair = group % 2 ? (uint8_t)((*pair & 0x0f) | code << 4) : (uint8_t)((*pair & 0xf0) | code);
+}
+
+/* Allocates the arrays (hybrid: all tiles 2:4 and all codes 1100; bits: none kept). */
+enum status mask_matrix_init_hybrid(struct mask_matrix *m, const char *name, int64_t rows,
+                                    int64_t cols, int64_t tile_rows, int64_t tile_cols,
+                                    struct error *err);
+enum status mask_matrix_init_bits(struct mask_matrix *m, const char *name, int64_t rows,
+                                  int64_t cols, struct error *err);
+enum status mask_matrix_copy(struct mask_matrix *to, const struct mask_matrix *from,
+                             struct error *err);
+void mask_matrix_free(struct mask_matrix *m);
+
+/* Row `row` as floats, 1 = kept: out (cols). */
+void mask_row(const struct mask_matrix *m, int64_t row, float *out);
+/* out[i] = kept ? w[i] : 0 over a (rows, cols) matrix (+0, also for -0 and NaN). May be in place.
+ */
+void mask_apply(const struct mask_matrix *m, const float *w, float *out);
+/* Kept positions in the whole matrix, and in one tile if it were 2:4 / dense. */
+int64_t mask_kept(const struct mask_matrix *m);
+int64_t mask_tile_area(const struct mask_matrix *m, int64_t tile);
+int64_t mask_tile_kept_sparse(const struct mask_matrix *m, int64_t tile);
+
+/* A whole mask file: one entry per prunable linear that is not left dense. A linear of the model
+ * that has no entry is dense. */
+struct mask_set {
+  struct mask_matrix *items;
+  size_t count, capacity;
+  struct mask_meta *meta; /* string pairs in order: how the mask was made */
+  size_t meta_count, meta_capacity;
+};
+struct mask_meta {
+  char *key, *value;
+};
+
+void mask_set_free(struct mask_set *set);
+struct mask_matrix *mask_set_find(const struct mask_set *set, const char *name);
+/* Takes ownership of *m's arrays. */
+enum status mask_set_add(struct mask_set *set, struct mask_matrix *m, struct error *err);
+enum status mask_set_meta(struct mask_set *set, const char *key, const char *value,
+                          struct error *err);
+const char *mask_set_meta_get(const struct mask_set *set, const char *key); /* or NULL */
+
+/* Mask files are safetensors; docs/FORMAT.md says which tensors. mask_load also reads the
+ * reference's mask.npz. Equal sets give equal bytes. */
+enum status mask_load(struct mask_set *set, const char *path, struct error *err);
+enum status mask_save(const struct mask_set *set, const char *path, struct error *err);
+
+#endif

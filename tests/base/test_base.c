@@ -1,0 +1,64 @@
+/* base: Philox against Random123's known answers, the pool, allocation limits. */
+#include "base/mem.h"
+#include "base/parallel.h"
+#include "base/rng.h"
+#include "support/support.h"
+
+static void philox_known_answers(void **state) {
+  (void)state;
+  /* from Random123's kat_vectors, philox4x32 with 10 rounds */
+  static const uint32_t input[3][6] = {
+      {0, 0, 0, 0, 0, 0},
+      {0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
+      {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0}};
+  static const uint32_t expected[3][4] = {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
+                                          {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd},
+                                          {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}};
+  for (int i = 0; i < 3; i++) {
+    uint32_t out[4];
+    philox4x32(&input[i][4], input[i], out);
+    for (int j = 0; j < 4; j++) assert_int_equal(out[j], expected[i][j]);
+  }
+}
+
+static void uniforms_stay_open(void **state) {
+  (void)state;
+  assert_true(rng_uniform_open(0) > 0.0f);
+  assert_true(rng_uniform_open(0xffffffffu) < 1.0f);
+}
+
+static void count_item(void *ctx, int64_t item, int worker) {
+  (void)worker;
+  ((int *)ctx)[item]++;
+}
+
+static void pool_runs_each_item_once(void **state) {
+  (void)state;
+  static int hits[5000];
+  for (int threads = 1; threads <= 5; threads++) {
+    parallel_set_threads(threads);
+    for (int round = 0; round < 50; round++) parallel_for(5000, count_item, hits);
+  }
+  for (int i = 0; i < 5000; i++) assert_int_equal(hits[i], 250);
+}
+
+static void allocation_checks_overflow(void **state) {
+  (void)state;
+  struct error err = {0};
+  assert_null(mem_alloc(SIZE_MAX / 2, 4, &err));
+  assert_int_equal(err.status, STATUS_FAILED);
+  char *block = mem_alloc(3 << 20, 1, &err);
+  assert_non_null(block);
+  for (int i = 0; i < 3 << 20; i += 4096) assert_int_equal(block[i], 0);
+  mem_free(block);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(philox_known_answers),
+      cmocka_unit_test(uniforms_stay_open),
+      cmocka_unit_test(pool_runs_each_item_once),
+      cmocka_unit_test(allocation_checks_overflow),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

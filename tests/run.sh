@@ -1,0 +1,36 @@
+#!/bin/sh
+# Runs every test program of a build and counts what they report. Usage: tests/run.sh BUILD [NAME..]
+# TSR_SHARED names the folder with evaluation data (default ../shared); tests that need it skip
+# aloud when it is absent.
+set -u
+build=$1
+shift
+export TSR_PROGRAM="$PWD/$build/tessera"
+export TSR_SOURCE="$PWD"
+export TSR_SHARED="${TSR_SHARED:-$PWD/../shared}"
+passed=0 failed=0 skipped=0 broken=""
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+[ -d "$TSR_SHARED/data" ] || echo "note: no evaluation data at $TSR_SHARED; tests that need it are skipped"
+names="$*"
+[ -n "$names" ] || names=$(cd "$build/tests" && ls | grep '^test_')
+for name in $names; do
+  start=$(date +%s)
+  "$build/tests/$name" >"$log" 2>&1
+  status=$?
+  ok=$(grep -c '^\[       OK \]' "$log")
+  bad=$(grep '^\[  FAILED  \]' "$log" | grep -vc 'test(s)')
+  skip=$(grep '^\[  SKIPPED \]' "$log" | grep -vc 'test(s)')
+  [ "$status" -ne 0 ] && [ "$bad" -eq 0 ] && bad=1
+  passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+  printf '%-32s %4d passed %3d failed %3d skipped  %3ds\n' "$name" "$ok" "$bad" "$skip" \
+    $(($(date +%s) - start))
+  grep '^skip:' "$log"
+  if [ "$bad" -gt 0 ]; then
+    broken="$broken $name"
+    cat "$log"
+  fi
+done
+[ -z "$broken" ] || echo "failed:$broken"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Installs the Debian packages that tessera needs, naming them first. Usage: setup.sh build|demo
+set -eu
+packages="gcc libc6-dev make cmake pkg-config git libjansson-dev libpcre2-dev libutf8proc-dev
+  libzip-dev libzstd-dev zlib1g-dev libprotobuf-c-dev protobuf-c-compiler libcmocka-dev"
+[ "${1:-build}" = demo ] && packages="$packages python3 python3-pip"
+command -v dpkg-query >/dev/null 2>&1 || exit 0   # not Debian: CMake names what is missing
+missing=""
+for package in $packages; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "ok installed" ||
+    missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+echo "tessera needs these Debian packages, which are missing here:$missing"
+sudo=""
+if [ "$(id -u)" != 0 ]; then
+  command -v sudo >/dev/null 2>&1 || {
+    echo "Install them as root, for instance: apt-get install$missing" >&2
+    exit 1
+  }
+  sudo="sudo"
+fi
+echo "Installing them with: $sudo apt-get install"
+$sudo apt-get update -qq
+# shellcheck disable=SC2086
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null
