@@ -9,10 +9,10 @@
 /* The ten rounds. key[2], counter[4] -> out[4]. */
 void philox4x32(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
 
-/* A uniform in the open interval (0, 1): the upper 24 bits, shifted by half a step, so that
+/* A uniform in the open interval (0, 1): the upper 23 bits, shifted by half a step, so that
  * neither end occurs and log() is finite. Exactly representable in fp32. */
 static inline float rng_uniform_open(uint32_t bits) {
-  return ((float)(bits >> 8) + 0.5f) * (1.0f / 16777216.0f);
+  return ((float)(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
 /* A sequential stream over one Philox key, for samplers and shuffles. */
