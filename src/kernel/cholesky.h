@@ -1,0 +1,15 @@
+/* Factorisations of symmetric positive definite matrices, for SparseGPT. fp32 storage, row-major,
+ * n x n; blocked so that the work is matrix products. */
+#ifndef TSR_KERNEL_CHOLESKY_H
+#define TSR_KERNEL_CHOLESKY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+/* In place: A (its lower triangle is read) becomes U, the upper Cholesky factor of A^-1 = U^T U,
+ * with zeros below the diagonal. false when A is not positive definite (A is then destroyed). */
+bool cholesky_inverse_upper(float *a, int64_t n, struct error *err);
+
+#endif
