@@ -2,8 +2,9 @@
  *
  * Tiles in row-major order, each stored whole, dense tiles and 2:4 tiles in two arrays. A dense
  * tile holds its rows x cols weights row-major; a 2:4 tile holds for each row and group the two
- * kept weights in column order (values) and a nibble (codes, two groups a byte, rows padded to
- * whole bytes). All arrays are views into a mapped file or memory owned by somebody else. */
+ * kept weights in column order (values; zero where the position lies past the edge) and a nibble
+ * (codes). The nibbles of a tile run on row after row, two a byte, low one first; each tile begins
+ * on a new byte. All arrays are views into a mapped file or memory owned by somebody else. */
 #ifndef TSR_SPARSE_HYBRID_H
 #define TSR_SPARSE_HYBRID_H
 
@@ -33,8 +34,32 @@ static inline bool hybrid_tile_dense(const struct hybrid_matrix *h, int64_t tile
   return h->tile_map[tile / 8] >> (tile % 8) & 1;
 }
 
+/* Where tile `tile` lies: first row and column, and its extent (smaller at the edges). */
+struct tile_box {
+  int64_t row, col, rows, cols;
+};
+static inline struct tile_box hybrid_tile_box(const struct hybrid_matrix *h, int64_t tile) {
+  const int64_t per_row = hybrid_tile_cols(h);
+  struct tile_box box = {tile / per_row * h->tile_rows, tile % per_row * h->tile_cols, h->tile_rows,
+                         h->tile_cols};
+  if (box.rows > h->rows - box.row) box.rows = h->rows - box.row;
+  if (box.cols > h->cols - box.col) box.cols = h->cols - box.col;
+  return box;
+}
+/* Nibble of group `group` in row `row` of a 2:4 tile whose rows have `groups` groups; both count
+ * from the tile's corner. Its two values are elements 2 * (row * groups + group) and the next one,
+ * from tile_offset[tile] on. When `groups` is even, a row is the groups / 2 bytes from
+ * code_offset[tile] + row * groups / 2 on. */
+static inline uint8_t hybrid_code(const struct hybrid_matrix *h, int64_t tile, int64_t row,
+                                  int64_t groups, int64_t group) {
+  const int64_t nibble = row * groups + group;
+  const uint8_t pair = h->codes[h->code_offset[tile] + nibble / 2];
+  return nibble % 2 ? pair >> 4 : pair & 15;
+}
+
 /* Bytes of each array for a matrix of these shapes with this tile map; checked arithmetic. */
 struct hybrid_sizes {
+  int64_t dense_tiles;
   size_t map_bytes, dense_bytes, values_bytes, codes_bytes;
   int64_t dense_count, values_count;
 };
@@ -54,7 +79,8 @@ void hybrid_row(const struct hybrid_matrix *h, int64_t row, float *out);
 /* The mask that the packed form stands for (dense tiles get code 1100). */
 enum status hybrid_mask(const struct hybrid_matrix *h, const char *name, struct mask_matrix *out,
                         struct error *err);
-/* Checks every nibble and that padding bits are zero; says where the first bad one is. */
+/* Checks every nibble and that padding bits are zero; says where the first bad one is. Needs
+ * hybrid_index. */
 enum status hybrid_check(const struct hybrid_matrix *h, const char *name, struct error *err);
 
 #endif

@@ -23,6 +23,21 @@ extern const uint8_t sparse_candidate_code[SPARSE_CANDIDATES]; /* nibbles 4 8 C 
 extern const float sparse_candidate_table[SPARSE_CANDIDATES][4];
 /* Candidate index of a nibble, or -1 for the ten nibbles that are no code. */
 int sparse_code_candidate(uint8_t nibble);
+/* True when `nibble` is a code that a group of `width` (1 to 4) existing columns may have: its kept
+ * positions exist; a group of one column has code 1100. */
+bool sparse_code_fits(uint8_t nibble, int64_t width);
+
+/* What a matrix in a mask or a packed directory may be: files that say more are refused. */
+enum {
+  SPARSE_DIMENSION_MAX = 1 << 24,
+  SPARSE_TILE_MAX = 1 << 20,
+  MASK_MATRICES_MAX = 1 << 16,
+  MASK_META_MAX = 256,
+  MASK_NAME_MAX = 512 /* bytes of a tensor's name */
+};
+/* STATUS_REFUSED, naming the matrix, when a shape or tile breaks these limits. */
+enum status sparse_check_shape(const char *name, int64_t rows, int64_t cols, int64_t tile_rows,
+                               int64_t tile_cols, struct error *err);
 
 struct mask_matrix {
   char *name; /* Hugging Face tensor name, "model.layers.0.self_attn.q_proj.weight" */
@@ -52,6 +67,22 @@ static inline int64_t mask_tile_count(const struct mask_matrix *m) {
 static inline int64_t mask_group_count(const struct mask_matrix *m) { return (m->cols + 3) / 4; }
 static inline int64_t mask_code_stride(const struct mask_matrix *m) { return (m->cols + 7) / 8; }
 static inline int64_t mask_bit_stride(const struct mask_matrix *m) { return (m->cols + 7) / 8; }
+/* Columns that exist in group `group`: 4, or fewer in the last one. */
+static inline int64_t mask_group_width(const struct mask_matrix *m, int64_t group) {
+  const int64_t left = m->cols - 4 * group;
+  return left < 4 ? left : 4;
+}
+static inline bool mask_tile_dense(const struct mask_matrix *m, int64_t row, int64_t col) {
+  return m->tiles[row / m->tile_rows * mask_tile_col_count(m) + col / m->tile_cols];
+}
+static inline bool mask_bit(const struct mask_matrix *m, int64_t row, int64_t col) {
+  return m->bits[row * mask_bit_stride(m) + col / 8] >> (col % 8) & 1;
+}
+static inline void mask_set_bit(struct mask_matrix *m, int64_t row, int64_t col, bool kept) {
+  uint8_t *byte = &m->bits[row * mask_bit_stride(m) + col / 8];
+  const uint8_t bit = (uint8_t)(1u << (col % 8));
+  *byte = kept ? *byte | bit : *byte & (uint8_t)~bit;
+}
 
 static inline uint8_t mask_code(const struct mask_matrix *m, int64_t row, int64_t group) {
   uint8_t pair = m->codes[row * mask_code_stride(m) + group / 2];
@@ -77,6 +108,8 @@ void mask_row(const struct mask_matrix *m, int64_t row, float *out);
 /* out[i] = kept ? w[i] : 0 over a (rows, cols) matrix (+0, also for -0 and NaN). May be in place.
  */
 void mask_apply(const struct mask_matrix *m, const float *w, float *out);
+/* Adds room for tile scores (zero) to a hybrid mask. */
+enum status mask_matrix_add_scores(struct mask_matrix *m, struct error *err);
 /* Kept positions in the whole matrix, and in one tile if it were 2:4 / dense. */
 int64_t mask_kept(const struct mask_matrix *m);
 int64_t mask_tile_area(const struct mask_matrix *m, int64_t tile);
@@ -100,7 +133,12 @@ struct mask_matrix *mask_set_find(const struct mask_set *set, const char *name);
 enum status mask_set_add(struct mask_set *set, struct mask_matrix *m, struct error *err);
 enum status mask_set_meta(struct mask_set *set, const char *key, const char *value,
                           struct error *err);
+/* True for the keys of the file format itself, which mask_set_meta refuses. */
+bool mask_key_reserved(const char *key);
 const char *mask_set_meta_get(const struct mask_set *set, const char *key); /* or NULL */
+
+/* Kept positions over all positions of the matrices named in the set; 0 and 0 for an empty one. */
+void mask_set_count(const struct mask_set *set, int64_t *kept, int64_t *total);
 
 /* Mask files are safetensors; docs/FORMAT.md says which tensors. mask_load also reads the
  * reference's mask.npz. Equal sets give equal bytes. */
