@@ -1,0 +1,231 @@
+/* The measuring pass: see eval.h. Batches of windows go through the model (and the reference), and
+ * the normed hidden states are then scored a few rows at a time. Only the rows that predict
+ * something get logits: the last one of a window does not. */
+#include "eval/eval.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/interrupt.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "kernel/ops.h"
+
+enum {
+  CHUNK_ELEMENTS = 8 << 20, /* of logits at a time: 32 MiB for each of the two models */
+  CHUNK_ROWS_LEAST = 16,
+  CHUNK_ROWS_MOST = 512
+};
+
+/* One model's side of the pass. */
+struct side {
+  const struct model *model;
+  struct model_workspace *workspace;
+  float *normed; /* (batch * length, hidden_size) */
+  float *logits; /* (chunk_rows, vocab_size) */
+};
+
+struct pass {
+  struct side side[2]; /* the model, and the reference when there is one */
+  int sides;
+  int64_t batch, length, chunk_rows;
+  int32_t *ids;          /* (batch * length) */
+  float *nll, *kl;       /* (batch * (length - 1)): predictions, window after window */
+  uint8_t *agree;        /* the same shape */
+  double *window_nll;    /* (windows): means */
+  double *window_kl;     /* (windows) */
+  double *window_agrees; /* (windows) */
+};
+
+struct eval_figure eval_figure_of(const double *values, int64_t count) {
+  struct eval_figure figure = {0, NAN};
+  double squares = 0;
+  for (int64_t i = 0; i < count; i++) figure.mean += values[i];
+  figure.mean /= (double)count;
+  for (int64_t i = 0; i < count; i++)
+    squares += (values[i] - figure.mean) * (values[i] - figure.mean);
+  if (count > 1) figure.standard_error = sqrt(squares / (double)(count - 1) / (double)count);
+  return figure;
+}
+
+static int64_t choose_batch(const struct eval_request *request) {
+  int64_t batch = request->batch;
+  if (batch <= 0) batch = EVAL_PASS_TOKENS / request->windows->length;
+  if (batch < 1) batch = 1;
+  return batch < request->windows->count ? batch : request->windows->count;
+}
+
+static int64_t choose_chunk_rows(int64_t vocab_size) {
+  int64_t rows = CHUNK_ELEMENTS / vocab_size;
+  if (rows < CHUNK_ROWS_LEAST) return CHUNK_ROWS_LEAST;
+  return rows < CHUNK_ROWS_MOST ? rows : CHUNK_ROWS_MOST;
+}
+
+static enum status side_init(struct side *side, const struct model *model, const struct pass *pass,
+                             struct error *err) {
+  const struct model_config *config = model_config(model);
+  side->model = model;
+  side->normed =
+      mem_alloc((size_t)(pass->batch * pass->length), (size_t)config->hidden_size * 4, err);
+  side->logits = mem_alloc((size_t)pass->chunk_rows, (size_t)config->vocab_size * 4, err);
+  if (!side->normed || !side->logits) return STATUS_FAILED;
+  return model_workspace_new(&side->workspace, model,
+                             (struct model_shape){pass->batch, pass->length}, false, false, err);
+}
+
+static void pass_release(struct pass *pass) {
+  for (int i = 0; i < pass->sides; i++) {
+    model_workspace_free(pass->side[i].workspace);
+    mem_free(pass->side[i].normed);
+    mem_free(pass->side[i].logits);
+  }
+  mem_free(pass->ids);
+  mem_free(pass->nll);
+  mem_free(pass->kl);
+  mem_free(pass->agree);
+  mem_free(pass->window_nll);
+  mem_free(pass->window_kl);
+  mem_free(pass->window_agrees);
+}
+
+static enum status pass_init(struct pass *pass, const struct eval_request *request,
+                             struct error *err) {
+  size_t windows = (size_t)request->windows->count;
+  *pass = (struct pass){.batch = choose_batch(request),
+                        .length = request->windows->length,
+                        .sides = request->reference ? 2 : 1};
+  pass->chunk_rows = choose_chunk_rows(model_config(request->model)->vocab_size);
+  size_t tokens = (size_t)(pass->batch * pass->length);
+  pass->ids = mem_alloc(tokens, sizeof *pass->ids, err);
+  pass->nll = mem_alloc(tokens, sizeof *pass->nll, err);
+  pass->kl = mem_alloc(tokens, sizeof *pass->kl, err);
+  pass->agree = mem_alloc(tokens, 1, err);
+  pass->window_nll = mem_alloc(windows, sizeof(double), err);
+  pass->window_kl = mem_alloc(windows, sizeof(double), err);
+  pass->window_agrees = mem_alloc(windows, sizeof(double), err);
+  if (!pass->ids || !pass->nll || !pass->kl || !pass->agree || !pass->window_nll ||
+      !pass->window_kl || !pass->window_agrees)
+    return STATUS_FAILED;
+  enum status status = side_init(&pass->side[0], request->model, pass, err);
+  if (!status && request->reference)
+    status = side_init(&pass->side[1], request->reference, pass, err);
+  return status;
+}
+
+/* Scores the predictions of one window. `window` is its place in the batch. */
+static void score_window(struct pass *pass, int64_t window) {
+  int64_t predictions = pass->length - 1;
+  const struct side *model = &pass->side[0], *reference = &pass->side[1];
+  const int32_t *ids = pass->ids + window * pass->length;
+  for (int64_t at = 0, rows; at < predictions; at += rows) {
+    rows = predictions - at < pass->chunk_rows ? predictions - at : pass->chunk_rows;
+    int64_t out = window * predictions + at;
+    for (int i = 0; i < pass->sides; i++) {
+      const struct side *side = &pass->side[i];
+      int64_t hidden_size = model_config(side->model)->hidden_size;
+      model_logits(side->model, side->normed + (window * pass->length + at) * hidden_size, rows,
+                   side->logits);
+    }
+    int64_t vocab_size = model_config(model->model)->vocab_size;
+    cross_entropy(model->logits, ids + at + 1, rows, vocab_size, 1, pass->nll + out, NULL);
+    if (pass->sides == 2)
+      softmax_kl(reference->logits, model->logits, rows, vocab_size, pass->kl + out,
+                 pass->agree + out);
+  }
+}
+
+static double mean_of(const float *values, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; i++) sum += values[i];
+  return sum / (double)count;
+}
+
+/* Windows [first, first + count): forward, scores, and their means. */
+static enum status measure_batch(struct pass *pass, const struct windows *windows, int64_t first,
+                                 int64_t count, struct error *err) {
+  int64_t predictions = pass->length - 1;
+  for (int64_t w = 0; w < count; w++)
+    memcpy(pass->ids + w * pass->length, windows_at(windows, first + w),
+           (size_t)pass->length * sizeof *pass->ids);
+  for (int i = 0; i < pass->sides; i++) {
+    struct side *side = &pass->side[i];
+    enum status status =
+        model_forward(side->model, pass->ids, (struct model_shape){count, pass->length}, NULL,
+                      side->workspace, side->normed, err);
+    if (status) return status;
+  }
+  for (int64_t w = 0; w < count; w++) {
+    score_window(pass, w);
+    pass->window_nll[first + w] = mean_of(pass->nll + w * predictions, predictions);
+    if (pass->sides < 2) continue;
+    pass->window_kl[first + w] = mean_of(pass->kl + w * predictions, predictions);
+    int64_t agreeing = 0;
+    for (int64_t i = 0; i < predictions; i++) agreeing += pass->agree[w * predictions + i];
+    pass->window_agrees[first + w] = (double)agreeing / (double)predictions;
+  }
+  return STATUS_OK;
+}
+
+static enum status measure_all(struct pass *pass, const struct windows *windows,
+                               struct error *err) {
+  struct progress progress;
+  double nll_sum = 0;
+  enum status status = STATUS_OK;
+  progress_begin(&progress, "evaluating", "tokens", (double)(windows->count * windows->length));
+  for (int64_t first = 0; first < windows->count && !status; first += pass->batch) {
+    int64_t count = windows->count - first < pass->batch ? windows->count - first : pass->batch;
+    status = interrupt_check(err);
+    if (!status) status = measure_batch(pass, windows, first, count, err);
+    for (int64_t w = 0; w < count; w++) nll_sum += pass->window_nll[first + w];
+    progress_note(&progress, "perplexity %.4g", exp(nll_sum / (double)(first + count)));
+    progress_add(&progress, (double)(count * windows->length));
+  }
+  progress_end(&progress);
+  return status;
+}
+
+static enum status check_request(const struct eval_request *request, struct error *err) {
+  INVARIANT(request->windows->length >= 2 && request->windows->count >= 1);
+  int64_t vocab_size = model_config(request->model)->vocab_size;
+  if (request->reference && model_config(request->reference)->vocab_size != vocab_size)
+    return error_set(err, STATUS_REFUSED,
+                     "%s has a vocabulary of %lld tokens and the reference %s one of %lld: the "
+                     "divergence needs the same tokens on both sides",
+                     model_path(request->model), (long long)vocab_size,
+                     model_path(request->reference),
+                     (long long)model_config(request->reference)->vocab_size);
+  return STATUS_OK;
+}
+
+enum status eval_run(struct eval_result *result, const struct eval_request *request,
+                     struct error *err) {
+  enum status status = check_request(request, err);
+  if (status) return status;
+  struct pass pass;
+  const struct windows *windows = request->windows;
+  double start_s = clock_seconds();
+  status = pass_init(&pass, request, err);
+  if (!status) status = measure_all(&pass, windows, err);
+  if (!status) {
+    struct eval_figure nll = eval_figure_of(pass.window_nll, windows->count);
+    *result = (struct eval_result){.nll = nll,
+                                   .perplexity = exp(nll.mean),
+                                   .perplexity_error = exp(nll.mean) * nll.standard_error,
+                                   .windows = windows->count,
+                                   .predictions = windows->count * (windows->length - 1),
+                                   .batch = pass.batch,
+                                   .seconds = clock_seconds() - start_s};
+    if (request->reference) {
+      result->kl = eval_figure_of(pass.window_kl, windows->count);
+      result->agreement = eval_figure_of(pass.window_agrees, windows->count);
+    }
+    if (!isfinite(nll.mean) || !isfinite(result->kl.mean))
+      status = error_set(err, STATUS_FAILED,
+                         "the likelihood of the text under %s is not a number: its weights are "
+                         "damaged or overflow in fp32",
+                         model_path(request->model));
+  }
+  pass_release(&pass);
+  return status;
+}
