@@ -19,7 +19,12 @@ struct stored_tensor {
 };
 /* Number of elements (checked when the file was opened). */
 int64_t stored_tensor_count(const struct stored_tensor *t);
+/* False when `data` does not lie at a multiple of the element's size, as in safetensors of early
+ * writers: then it must be copied or read with dtype_to_f32 instead of through a typed pointer. */
+bool stored_tensor_is_aligned(const struct stored_tensor *t);
 
+/* The tensors of a file come in the order of their bytes. Refused: overlaps and holes, bytes that
+ * belong to no tensor, duplicate names, unknown types. */
 struct safetensors; /* one file */
 enum status safetensors_open(struct safetensors **out, const char *path, struct error *err);
 void safetensors_close(struct safetensors *file);
@@ -41,8 +46,14 @@ struct tensor_source {
   enum status (*produce)(void *ctx, struct file_writer *out, struct error *err);
   void *ctx;
 };
+/* Bytes of the tensor (STATUS_USAGE for an impossible shape), and putting them into a file. */
+enum status tensor_source_bytes(const struct tensor_source *t, size_t *bytes, struct error *err);
+enum status tensor_source_put(const struct tensor_source *t, struct file_writer *out,
+                              struct error *err);
 /* Writes the tensors in the given order, atomically, header padded so that data starts at a
- * multiple of 64. `metadata` (string values) may be NULL. The same input gives the same bytes. */
+ * multiple of 64. `metadata` (string values) may be NULL. The same input gives the same bytes.
+ * Data are packed without gaps, as the format demands: give tensors of wide elements before those
+ * of narrow ones to keep all of them aligned. */
 enum status safetensors_write(const char *path, const struct tensor_source *tensors, size_t count,
                               const json_t *metadata, struct error *err);
 
