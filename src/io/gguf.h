@@ -29,9 +29,10 @@ struct gguf_string {
 struct gguf_value {
   struct gguf_string key;
   enum gguf_type type;
-  enum gguf_type element_type; /* for GGUF_ARRAY (arrays of arrays are refused) */
-  uint64_t count;              /* elements of an array, else 1 */
-  const uint8_t *data;         /* first element, unaligned little endian */
+  enum gguf_type element_type;    /* for GGUF_ARRAY (arrays of arrays are refused) */
+  uint64_t count;                 /* elements of an array, else 1 */
+  const uint8_t *data;            /* first element, unaligned little endian */
+  const uint64_t *string_offsets; /* of an array of strings: where each begins, from `data` */
 };
 
 struct gguf;
@@ -48,16 +49,20 @@ bool gguf_get_int(const struct gguf *file, const char *key, int64_t *out);
 bool gguf_get_real(const struct gguf *file, const char *key, double *out);
 bool gguf_get_bool(const struct gguf *file, const char *key, bool *out);
 bool gguf_get_string(const struct gguf *file, const char *key, struct gguf_string *out);
-/* Element `index` of an array value. String access is O(1): offsets are indexed at open. */
+/* Element `index` of an array value: the caller has checked element_type and count. Reals from any
+ * number, integers from integers and bools. String access is O(1): offsets are noted at open. */
 struct gguf_string gguf_array_string(const struct gguf_value *v, uint64_t index);
 double gguf_array_real(const struct gguf_value *v, uint64_t index);
 int64_t gguf_array_int(const struct gguf_value *v, uint64_t index);
 
 /* Tensors: shapes are turned to PyTorch order (outermost first). A type that tessera cannot read
- * is refused by name when the tensor is asked for, not at open. */
+ * is refused by gguf_tensor_get, with its name, not at open; at and find show such a tensor with
+ * dtype DTYPE_COUNT. */
 size_t gguf_tensor_count(const struct gguf *file);
 const struct stored_tensor *gguf_tensor_at(const struct gguf *file, size_t index);
 const struct stored_tensor *gguf_tensor_find(const struct gguf *file, const char *name);
+enum status gguf_tensor_get(const struct gguf *file, const char *name,
+                            const struct stored_tensor **out, struct error *err);
 
 /* Writing: set the values in order, then write the tensors, atomically. */
 struct gguf_builder;
