@@ -25,7 +25,8 @@ test: tests
 	@tests/run.sh $(BUILD)
 
 demo: all
-	@tools/demo.sh
+	@tools/setup.sh demo
+	@python3 tools/demo.py $(DEMO)
 
 install: all
 	@cmake --install $(BUILD) $(if $(PREFIX),--prefix $(PREFIX))

@@ -1,0 +1,19 @@
+/* The subcommands; each is defined in its own cmd_<name>.c. */
+#ifndef TSR_CLI_COMMANDS_H
+#define TSR_CLI_COMMANDS_H
+
+#include "cli/options.h"
+
+extern const struct command command_inspect;
+extern const struct command command_tokenize;
+extern const struct command command_prune;
+extern const struct command command_learn;
+extern const struct command command_pack;
+extern const struct command command_export;
+extern const struct command command_eval;
+extern const struct command command_generate;
+extern const struct command command_bench;
+extern const struct command command_verify;
+extern const struct command command_report;
+
+#endif
