@@ -28,6 +28,30 @@ demo: all
 	@tools/setup.sh demo
 	@python3 tools/demo.py $(DEMO)
 
+# Everything that takes longer than `make test`: other compilers, sanitizers, valgrind, more damaged
+# files, static analysis, and the comparisons with outside programs where those are installed.
+check-all: test sanitize-address sanitize-thread check-clang valgrind damage isa fuzz lint compare
+
+sanitize-address:
+	@$(MAKE) -s test BUILD=build-asan CMAKE_ARGS="-DTSR_SANITIZE=address,undefined"
+sanitize-thread:
+	@$(MAKE) -s test BUILD=build-tsan CMAKE_ARGS="-DTSR_SANITIZE=thread"
+check-clang:
+	@CC=clang $(MAKE) -s test BUILD=build-clang CMAKE_ARGS="-DCMAKE_C_FLAGS=-Werror"
+# The vector kernels are covered by their own tests; valgrind knows AVX2 but not AVX-512.
+valgrind: tests
+	@TSR_ISA=avx2 TSR_VALGRIND=1 tests/run.sh $(BUILD)
+damage: tests
+	@TSR_DAMAGE_ROUNDS=20000 tests/run.sh $(BUILD) $(notdir $(wildcard $(BUILD)/tests/test_damage*))
+isa: tests
+	@for isa in reference avx2; do TSR_ISA=$$isa tests/run.sh $(BUILD) || exit 1; done
+lint: $(BUILD)/configured
+	@cppcheck -q --error-exitcode=1 --enable=warning,portability --inline-suppr \
+	  --suppress=missingIncludeSystem -I src -j$(JOBS) src
+	@clang-tidy -p $(BUILD) --quiet $$(git ls-files 'src/*.c') 2>/dev/null
+compare: all
+	@tools/compare.sh
+
 install: all
 	@cmake --install $(BUILD) $(if $(PREFIX),--prefix $(PREFIX))
 
@@ -41,4 +65,5 @@ clean:
 	@rm -rf build build-* tessera
 
 FORCE:
-.PHONY: all setup tests test demo install format format-check clean FORCE
+.PHONY: all setup tests test demo check-all sanitize-address sanitize-thread check-clang valgrind \
+  damage isa lint compare install format format-check clean FORCE

@@ -12,11 +12,13 @@ passed=0 failed=0 skipped=0 broken=""
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 [ -d "$TSR_SHARED/data" ] || echo "note: no evaluation data at $TSR_SHARED; tests that need it are skipped"
+under=""
+[ -n "${TSR_VALGRIND:-}" ] && under="valgrind -q --error-exitcode=99 --leak-check=full"
 names="$*"
 [ -n "$names" ] || names=$(cd "$build/tests" && ls | grep '^test_')
 for name in $names; do
   start=$(date +%s)
-  "$build/tests/$name" >"$log" 2>&1
+  $under "$build/tests/$name" >"$log" 2>&1
   status=$?
   # cmocka names failed and skipped tests a second time behind its closing line
   count() { sed '/test(s) run/q' "$log" | grep -c "^\[ *$1 *\]"; }
