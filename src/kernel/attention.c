@@ -1,0 +1,319 @@
+/* Causal attention, block by block: see ops.h for the contract. No state but scratch.
+ *
+ * Forward: an item is a block of queries of all heads that share one key head. It walks over the
+ * visible keys in blocks, keeps the running maximum and sum of each row's softmax, and rescales
+ * what it has accumulated whenever the maximum grows (Milakov & Gimelshein 2018; Dao et al. 2022).
+ * Backward: an item is one key head of one sequence, since dk and dv sum over its queries; within
+ * it blocks run in a fixed order, so the bits do not depend on threads. The probabilities are made
+ * again from lse.
+ * A few queries, as in decoding, read keys and values once, without packing them. */
+#include <math.h>
+
+#include "base/parallel.h"
+#include "kernel/ops.h"
+#include "kernel/scratch.h"
+#include "kernel/select.h"
+
+enum { Q_BLOCK = 48, KV_BLOCK = 96, FEW_QUERIES = 4, FEW_KEYS = 512 };
+
+struct attention {
+  struct attention_shape s;
+  const float *q, *k, *v, *dout, *out_in;
+  float *out, *lse;
+  const float *lse_in;
+  float *dq, *dk, *dv;
+  int64_t q_step, kv_step; /* elements between rows of q and of k */
+};
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+static struct attention attention_make(const struct attention_shape *s) {
+  return (struct attention){
+      .s = *s, .q_step = s->heads * s->head_dim, .kv_step = s->kv_heads * s->head_dim};
+}
+
+/* Offsets of the first element of a row. */
+static int64_t q_at(const struct attention *x, int64_t sequence, int64_t row, int64_t head) {
+  return (sequence * x->s.q_length + row) * x->q_step + head * x->s.head_dim;
+}
+static int64_t kv_at(const struct attention *x, int64_t sequence, int64_t row, int64_t head) {
+  return (sequence * x->s.kv_length + row) * x->kv_step + head * x->s.head_dim;
+}
+static int64_t lse_at(const struct attention *x, int64_t sequence, int64_t row, int64_t head) {
+  return (sequence * x->s.heads + head) * x->s.q_length + row;
+}
+
+/* Keys that query row `row` sees: [low, high). */
+static int64_t visible_low(const struct attention *x, int64_t row) {
+  return x->s.window > 0 ? most(0, x->s.q_start + row + 1 - x->s.window) : 0;
+}
+static int64_t visible_high(const struct attention *x, int64_t row) {
+  return least(x->s.kv_length, x->s.q_start + row + 1);
+}
+
+/* --- blocks --- */
+
+/* Packs rows (count, n; leading dimension ld) as B of a product over n: (panels, n, tile_cols). */
+static void pack_over_columns(const float *rows, int64_t ld, int64_t count, int64_t n, float *out) {
+  const struct kernel_table *table = kernel_table();
+  for (int64_t i = 0; i < count; i += table->tile_cols)
+    table->pack_transposed(rows + i * ld, ld, least(count - i, table->tile_cols), n,
+                           table->tile_cols, out + i * n);
+}
+
+/* Packs the same rows as B of a product over `count`: (panels, count, tile_cols). */
+static void pack_over_rows(const float *rows, int64_t ld, int64_t count, int64_t n, float *out) {
+  int64_t width = kernel_table()->tile_cols;
+  for (int64_t j = 0; j < n; j += width) {
+    int64_t cols = least(n - j, width);
+    for (int64_t i = 0; i < count; i++) {
+      float *to = out + j * count + i * width;
+      memcpy(to, rows + i * ld + j, (size_t)cols * sizeof(float));
+      memset(to + cols, 0, (size_t)(width - cols) * sizeof(float));
+    }
+  }
+}
+
+/* c (m, n) = or += A (m, k) times packed panels. */
+static void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t row_step,
+                          int64_t k_step, const float *panels, float *c, int64_t ldc, bool add) {
+  const struct kernel_table *table = kernel_table();
+  for (int64_t j = 0; j < n; j += table->tile_cols)
+    for (int64_t i = 0; i < m; i += table->tile_rows)
+      table->tile(k, a + i * row_step, row_step, k_step, panels + j * k, 1.0f, c + i * ldc + j, ldc,
+                  (int)least(m - i, table->tile_rows), (int)least(n - j, table->tile_cols), add);
+}
+
+/* --- forward --- */
+
+struct forward_scratch {
+  float *k_panels, *v_panels; /* packed blocks */
+  float *scores;              /* (Q_BLOCK, KV_BLOCK) */
+  float *max, *sum;           /* (group, Q_BLOCK) */
+};
+
+static struct forward_scratch forward_scratch_make(const struct attention *x, int64_t group) {
+  int64_t width = kernel_table()->tile_cols;
+  int64_t k_size = round_up(KV_BLOCK, width) * x->s.head_dim;
+  int64_t v_size = round_up(x->s.head_dim, width) * KV_BLOCK;
+  float *at = kernel_scratch(SCRATCH_ATTENTION,
+                             (size_t)(k_size + v_size + Q_BLOCK * KV_BLOCK + 2 * group * Q_BLOCK));
+  struct forward_scratch f = {.k_panels = at, .v_panels = at + k_size};
+  f.scores = f.v_panels + v_size;
+  f.max = f.scores + Q_BLOCK * KV_BLOCK;
+  f.sum = f.max + group * Q_BLOCK;
+  return f;
+}
+
+/* Softmax of one block of scores, row by row; rescales the rows of out accumulated so far. */
+static void forward_rows(const struct attention *x, const struct forward_scratch *f, int64_t row,
+                         int64_t rows, int64_t key, int64_t keys, float *max, float *sum,
+                         float *out) {
+  const struct kernel_table *table = kernel_table();
+  for (int64_t i = 0; i < rows; i++) {
+    float *scores = f->scores + i * KV_BLOCK;
+    int64_t low = most(visible_low(x, row + i) - key, 0);
+    int64_t high = least(visible_high(x, row + i) - key, keys);
+    if (low >= high) {
+      memset(scores, 0, (size_t)keys * sizeof(float));
+      continue;
+    }
+    float rescale =
+        table->attention_row(scores, low, high, keys, x->s.scale, x->s.softcap, &max[i], &sum[i]);
+    if (rescale != 1.0f) table->scale(out + i * x->q_step, x->s.head_dim, rescale);
+  }
+}
+
+static void forward_finish(const struct attention *x, int64_t sequence, int64_t head, int64_t row,
+                           int64_t rows, const float *max, const float *sum) {
+  for (int64_t i = 0; i < rows; i++) {
+    float *out = x->out + q_at(x, sequence, row + i, head);
+    kernel_table()->scale(out, x->s.head_dim, 1.0f / sum[i]);
+    if (x->lse) x->lse[lse_at(x, sequence, row + i, head)] = max[i] + logf(sum[i]);
+  }
+}
+
+static void forward_item(void *ctx, int64_t item, int worker) {
+  const struct attention *x = ctx;
+  (void)worker;
+  int64_t blocks = (x->s.q_length + Q_BLOCK - 1) / Q_BLOCK, group = x->s.heads / x->s.kv_heads;
+  /* the last blocks see most keys: they go first, so that threads end together */
+  int64_t row = (blocks - 1 - item % blocks) * Q_BLOCK;
+  int64_t kv_head = item / blocks % x->s.kv_heads, sequence = item / blocks / x->s.kv_heads;
+  int64_t rows = least(Q_BLOCK, x->s.q_length - row), hd = x->s.head_dim;
+  struct forward_scratch f = forward_scratch_make(x, group);
+  for (int64_t i = 0; i < group * Q_BLOCK; i++) {
+    f.max[i] = -INFINITY;
+    f.sum[i] = 0;
+  }
+  int64_t first = visible_low(x, row) / KV_BLOCK * KV_BLOCK, end = visible_high(x, row + rows - 1);
+  for (int64_t key = first; key < end; key += KV_BLOCK) {
+    int64_t keys = least(KV_BLOCK, end - key), at = kv_at(x, sequence, key, kv_head);
+    pack_over_columns(x->k + at, x->kv_step, keys, hd, f.k_panels);
+    pack_over_rows(x->v + at, x->kv_step, keys, hd, f.v_panels);
+    for (int64_t g = 0; g < group; g++) {
+      int64_t q = q_at(x, sequence, row, kv_head * group + g);
+      block_product(rows, keys, hd, x->q + q, x->q_step, 1, f.k_panels, f.scores, KV_BLOCK, false);
+      if (key == first)
+        for (int64_t i = 0; i < rows; i++)
+          memset(x->out + q + i * x->q_step, 0, (size_t)hd * sizeof(float));
+      forward_rows(x, &f, row, rows, key, keys, f.max + g * Q_BLOCK, f.sum + g * Q_BLOCK,
+                   x->out + q);
+      block_product(rows, hd, keys, f.scores, KV_BLOCK, 1, f.v_panels, x->out + q, x->q_step, true);
+    }
+  }
+  for (int64_t g = 0; g < group; g++)
+    forward_finish(x, sequence, kv_head * group + g, row, rows, f.max + g * Q_BLOCK,
+                   f.sum + g * Q_BLOCK);
+}
+
+/* --- forward, few queries --- */
+
+static void few_row(const struct attention *x, int64_t sequence, int64_t head, int64_t row) {
+  const struct kernel_table *table = kernel_table();
+  int64_t kv_head = head / (x->s.heads / x->s.kv_heads), hd = x->s.head_dim;
+  int64_t low = visible_low(x, row), high = visible_high(x, row), at = q_at(x, sequence, row, head);
+  float *scores = kernel_scratch(SCRATCH_ATTENTION, FEW_KEYS);
+  float max = -INFINITY, sum = 0;
+  memset(x->out + at, 0, (size_t)hd * sizeof(float));
+  for (int64_t key = low; key < high; key += FEW_KEYS) {
+    int64_t keys = least(FEW_KEYS, high - key), kv = kv_at(x, sequence, key, kv_head);
+    for (int64_t j = 0; j < keys; j++)
+      scores[j] = table->dot(x->q + at, x->k + kv + j * x->kv_step, hd);
+    float rescale =
+        table->attention_row(scores, 0, keys, keys, x->s.scale, x->s.softcap, &max, &sum);
+    if (rescale != 1.0f) table->scale(x->out + at, hd, rescale);
+    table->mix(scores, x->v + kv, x->kv_step, keys, hd, x->out + at);
+  }
+  forward_finish(x, sequence, head, row, 1, &max, &sum);
+}
+
+static void few_item(void *ctx, int64_t item, int worker) {
+  const struct attention *x = ctx;
+  (void)worker;
+  for (int64_t row = 0; row < x->s.q_length; row++)
+    few_row(x, item / x->s.heads, item % x->s.heads, row);
+}
+
+void attention_forward(const struct attention_shape *shape, const float *q, const float *k,
+                       const float *v, float *out, float *lse) {
+  struct attention x = attention_make(shape);
+  x.q = q;
+  x.k = k;
+  x.v = v;
+  x.out = out;
+  x.lse = lse;
+  if (shape->q_length <= FEW_QUERIES) {
+    parallel_for(shape->sequences * shape->heads, few_item, &x);
+    return;
+  }
+  int64_t blocks = (shape->q_length + Q_BLOCK - 1) / Q_BLOCK;
+  parallel_for(shape->sequences * shape->kv_heads * blocks, forward_item, &x);
+}
+
+/* --- backward --- */
+
+struct backward_scratch {
+  float *k_columns, *v_columns, *k_rows; /* packed blocks of keys and values */
+  float *q_rows, *dout_rows;             /* packed blocks of queries and of dout */
+  float *scores, *dscores;               /* (Q_BLOCK, KV_BLOCK) */
+};
+
+static struct backward_scratch backward_scratch_make(const struct attention *x) {
+  int64_t width = kernel_table()->tile_cols, hd = x->s.head_dim;
+  int64_t columns = round_up(KV_BLOCK, width) * hd, rows = KV_BLOCK * round_up(hd, width);
+  float *at =
+      kernel_scratch(SCRATCH_ATTENTION, (size_t)(2 * columns + 3 * rows + 2 * Q_BLOCK * KV_BLOCK));
+  struct backward_scratch b = {.k_columns = at, .v_columns = at + columns};
+  b.k_rows = b.v_columns + columns;
+  b.q_rows = b.k_rows + rows;
+  b.dout_rows = b.q_rows + rows;
+  b.scores = b.dout_rows + rows;
+  b.dscores = b.scores + Q_BLOCK * KV_BLOCK;
+  return b;
+}
+
+/* Where a block of queries meets a block of keys. */
+struct meeting {
+  int64_t sequence, head, kv_head;
+  int64_t row, rows, key, keys;
+  bool first_of_keys; /* dk and dv of these keys are still unset */
+};
+
+static void backward_rows(const struct attention *x, const struct backward_scratch *b,
+                          const struct meeting *at) {
+  const struct kernel_table *table = kernel_table();
+  for (int64_t i = 0; i < at->rows; i++) {
+    int64_t q = q_at(x, at->sequence, at->row + i, at->head);
+    int64_t low = most(visible_low(x, at->row + i) - at->key, 0);
+    int64_t high = least(visible_high(x, at->row + i) - at->key, at->keys);
+    if (low >= high) low = high = 0;
+    float delta = table->dot(x->dout + q, x->out_in + q, x->s.head_dim);
+    table->attention_row_backward(b->scores + i * KV_BLOCK, b->dscores + i * KV_BLOCK, low, high,
+                                  at->keys, x->s.scale, x->s.softcap,
+                                  x->lse_in[lse_at(x, at->sequence, at->row + i, at->head)], delta);
+  }
+}
+
+static void backward_meeting(const struct attention *x, const struct backward_scratch *b,
+                             const struct meeting *at) {
+  int64_t hd = x->s.head_dim, q = q_at(x, at->sequence, at->row, at->head);
+  int64_t kv = kv_at(x, at->sequence, at->key, at->kv_head);
+  bool first_of_rows = at->key == visible_low(x, at->row) / KV_BLOCK * KV_BLOCK;
+  block_product(at->rows, at->keys, hd, x->q + q, x->q_step, 1, b->k_columns, b->scores, KV_BLOCK,
+                false);
+  block_product(at->rows, at->keys, hd, x->dout + q, x->q_step, 1, b->v_columns, b->dscores,
+                KV_BLOCK, false);
+  backward_rows(x, b, at);
+  block_product(at->rows, hd, at->keys, b->dscores, KV_BLOCK, 1, b->k_rows, x->dq + q, x->q_step,
+                !first_of_rows);
+  pack_over_rows(x->dout + q, x->q_step, at->rows, hd, b->dout_rows);
+  block_product(at->keys, hd, at->rows, b->scores, 1, KV_BLOCK, b->dout_rows, x->dv + kv,
+                x->kv_step, !at->first_of_keys);
+  pack_over_rows(x->q + q, x->q_step, at->rows, hd, b->q_rows);
+  block_product(at->keys, hd, at->rows, b->dscores, 1, KV_BLOCK, b->q_rows, x->dk + kv, x->kv_step,
+                !at->first_of_keys);
+}
+
+static void backward_item(void *ctx, int64_t item, int worker) {
+  const struct attention *x = ctx;
+  (void)worker;
+  int64_t group = x->s.heads / x->s.kv_heads, hd = x->s.head_dim;
+  struct meeting at = {.sequence = item / x->s.kv_heads, .kv_head = item % x->s.kv_heads};
+  struct backward_scratch b = backward_scratch_make(x);
+  for (at.key = 0; at.key < x->s.kv_length; at.key += KV_BLOCK) {
+    at.keys = least(KV_BLOCK, x->s.kv_length - at.key);
+    int64_t kv = kv_at(x, at.sequence, at.key, at.kv_head);
+    pack_over_columns(x->k + kv, x->kv_step, at.keys, hd, b.k_columns);
+    pack_over_columns(x->v + kv, x->kv_step, at.keys, hd, b.v_columns);
+    pack_over_rows(x->k + kv, x->kv_step, at.keys, hd, b.k_rows);
+    at.first_of_keys = true;
+    for (int64_t g = 0; g < group; g++) {
+      at.head = at.kv_head * group + g;
+      for (at.row = at.key / Q_BLOCK * Q_BLOCK; at.row < x->s.q_length; at.row += Q_BLOCK) {
+        if (visible_low(x, at.row) >= at.key + at.keys) break;
+        at.rows = least(Q_BLOCK, x->s.q_length - at.row);
+        backward_meeting(x, &b, &at);
+        at.first_of_keys = false;
+      }
+    }
+  }
+}
+
+void attention_backward(const struct attention_shape *shape, const float *q, const float *k,
+                        const float *v, const float *out, const float *lse, const float *dout,
+                        float *dq, float *dk, float *dv) {
+  struct attention x = attention_make(shape);
+  x.q = q;
+  x.k = k;
+  x.v = v;
+  x.out_in = out;
+  x.lse_in = lse;
+  x.dout = dout;
+  x.dq = dq;
+  x.dk = dk;
+  x.dv = dv;
+  parallel_for(shape->sequences * shape->kv_heads, backward_item, &x);
+}

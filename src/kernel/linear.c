@@ -1,0 +1,122 @@
+/* The products of a linear layer: see linear.h. No state but scratch.
+ *
+ * Few tokens (decoding) take the skinny path, which streams W once and shares it among the tokens;
+ * more go through the blocked product, which expands W while packing. Which path is taken depends
+ * on the number of tokens alone. */
+#include "kernel/linear.h"
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "kernel/product.h"
+#include "kernel/scratch.h"
+#include "kernel/select.h"
+
+enum { SKINNY_ROWS = 32 };
+
+static struct product_operand weight_operand(const struct linear_weight *w, bool transposed) {
+  struct product_operand op = {.hybrid = w->hybrid, .transposed = transposed};
+  if (!w->hybrid) {
+    INVARIANT(dtype_is_native(w->dense.dtype));
+    op.plain = (struct gemm_operand){w->dense.data, w->dense.dtype, w->dense.cols, transposed};
+  }
+  return op;
+}
+
+static struct product_operand float_operand(const float *data, int64_t ld, bool transposed) {
+  return (struct product_operand){.plain = {data, DTYPE_F32, ld, transposed},
+                                  .transposed = transposed};
+}
+
+struct skinny {
+  const struct linear_weight *w;
+  const float *x;
+  int64_t ldx, tokens;
+  float *y;
+};
+
+static void skinny_dense(void *ctx, int64_t item, int worker) {
+  const struct skinny *s = ctx;
+  (void)worker;
+  const struct matrix_view *w = &s->w->dense;
+  int64_t first = item * SKINNY_ROWS;
+  int64_t count = w->rows - first < SKINNY_ROWS ? w->rows - first : SKINNY_ROWS;
+  const char *rows = (const char *)w->data + first * w->cols * (w->dtype == DTYPE_F32 ? 4 : 2);
+  kernel_table()->dot_rows(w->dtype, rows, w->cols, count, w->cols, s->x, s->ldx, s->tokens,
+                           s->y + first, w->rows);
+}
+
+/* Items of a hybrid matrix: each tile row in pieces of SKINNY_ROWS. */
+static int64_t pieces_per_tile_row(const struct hybrid_matrix *h) {
+  return (h->tile_rows + SKINNY_ROWS - 1) / SKINNY_ROWS;
+}
+
+static void skinny_hybrid(void *ctx, int64_t item, int worker) {
+  const struct skinny *s = ctx;
+  (void)worker;
+  const struct hybrid_matrix *h = s->w->hybrid;
+  int64_t pieces = pieces_per_tile_row(h), tile_row = item / pieces;
+  int64_t first = tile_row * h->tile_rows + item % pieces * SKINNY_ROWS;
+  int64_t end = (tile_row + 1) * h->tile_rows;
+  if (end > h->rows) end = h->rows;
+  int64_t count = end - first < SKINNY_ROWS ? end - first : SKINNY_ROWS;
+  if (count <= 0) return;
+  float *sums =
+      kernel_scratch(SCRATCH_SEGMENT, (size_t)(SKINNY_ROWS * SKINNY_TOKENS_MAX * HYBRID_LANES));
+  kernel_table()->hybrid_dot_rows(h, first, count, s->x, s->ldx, s->tokens, s->y + first, h->rows,
+                                  sums);
+}
+
+/* x with rows padded by zeros to whole groups: (tokens, *ldx). */
+static const float *pad_columns(const float *x, int64_t tokens, int64_t cols, int64_t *ldx) {
+  *ldx = (cols + 3) / 4 * 4;
+  if (*ldx == cols) return x;
+  float *padded = kernel_scratch(SCRATCH_LINEAR, (size_t)(tokens * *ldx));
+  for (int64_t t = 0; t < tokens; t++) {
+    memcpy(padded + t * *ldx, x + t * cols, (size_t)cols * sizeof(float));
+    memset(padded + t * *ldx + cols, 0, (size_t)(*ldx - cols) * sizeof(float));
+  }
+  return padded;
+}
+
+static void forward_skinny(const struct linear_weight *w, const float *x, int64_t tokens,
+                           float *y) {
+  struct skinny s = {w, x, linear_cols(w), tokens, y};
+  if (w->hybrid) {
+    s.x = pad_columns(x, tokens, linear_cols(w), &s.ldx);
+    parallel_for(hybrid_tile_rows(w->hybrid) * pieces_per_tile_row(w->hybrid), skinny_hybrid, &s);
+  } else {
+    parallel_for((w->dense.rows + SKINNY_ROWS - 1) / SKINNY_ROWS, skinny_dense, &s);
+  }
+}
+
+void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
+                    int64_t tokens, float *y) {
+  int64_t rows = linear_rows(w), cols = linear_cols(w);
+  if (tokens <= SKINNY_TOKENS_MAX) {
+    if (tokens > 0) forward_skinny(w, x, tokens, y);
+  } else {
+    struct product_operand a = float_operand(x, cols, false), b = weight_operand(w, true);
+    product(tokens, rows, cols, 1.0f, &a, &b, false, y, rows);
+  }
+  if (!bias) return;
+  for (int64_t t = 0; t < tokens; t++) kernel_table()->add(y + t * rows, bias, rows);
+}
+
+void linear_backward_input(const struct linear_weight *w, const float *dy, int64_t tokens,
+                           float *dx, bool accumulate) {
+  int64_t rows = linear_rows(w), cols = linear_cols(w);
+  struct product_operand a = float_operand(dy, rows, false), b = weight_operand(w, false);
+  product(tokens, cols, rows, 1.0f, &a, &b, accumulate, dx, cols);
+}
+
+void linear_backward_weight(const float *dy, const float *x, int64_t tokens, int64_t rows,
+                            int64_t cols, float *dw, bool accumulate) {
+  struct product_operand a = float_operand(dy, rows, true), b = float_operand(x, cols, false);
+  product(rows, cols, tokens, 1.0f, &a, &b, accumulate, dw, cols);
+}
+
+void linear_row(const struct linear_weight *w, int64_t row, float *out) {
+  struct product_operand op = weight_operand(w, false);
+  const float *segment = operand_segment(&op, row, 0, linear_cols(w), out);
+  if (segment != out) memcpy(out, segment, (size_t)linear_cols(w) * sizeof(float));
+}

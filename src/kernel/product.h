@@ -1,0 +1,25 @@
+/* Inside the kernel room: the blocked product over operands that may also be hybrid. */
+#ifndef TSR_KERNEL_PRODUCT_H
+#define TSR_KERNEL_PRODUCT_H
+
+#include "kernel/gemm.h"
+#include "sparse/hybrid.h"
+
+/* A stored matrix, row-major, plain or hybrid. Row i of what is stored is fetched in segments; the
+ * transposed flag only says which of its two sides is summed over. */
+struct product_operand {
+  struct gemm_operand plain;
+  const struct hybrid_matrix *hybrid; /* NULL: plain */
+  bool transposed;
+};
+
+/* Columns [col, col + count) of stored row `row` as fp32: a pointer into the operand when it is
+ * fp32, else `buffer` (count), filled. */
+const float *operand_segment(const struct product_operand *op, int64_t row, int64_t col,
+                             int64_t count, float *buffer);
+
+/* gemm (gemm.h) over such operands; a is plain. */
+void product(int64_t m, int64_t n, int64_t k, float alpha, const struct product_operand *a,
+             const struct product_operand *b, bool add, float *c, int64_t ldc);
+
+#endif

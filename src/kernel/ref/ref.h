@@ -1,0 +1,11 @@
+/* The reference kernels, by file: each fills its part of the table. */
+#ifndef TSR_KERNEL_REF_H
+#define TSR_KERNEL_REF_H
+
+#include "kernel/select.h"
+
+void ref_fill_product(struct kernel_table *table);
+void ref_fill_row(struct kernel_table *table);
+void ref_fill_attention(struct kernel_table *table);
+
+#endif

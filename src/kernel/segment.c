@@ -1,0 +1,62 @@
+/* Pieces of a stored row as fp32, whatever the matrix is stored as: what packing reads. */
+#include "kernel/product.h"
+#include "kernel/select.h"
+
+enum { GROUP = 4 };
+
+static const void *element(const void *base, enum dtype dtype, int64_t index) {
+  return (const char *)base + index * (dtype == DTYPE_F32 ? 4 : 2);
+}
+
+/* Columns [col, col + count) of row `row` of a 2:4 tile, both counted from its corner. */
+static void sparse_segment(const struct hybrid_matrix *h, int64_t tile, const struct tile_box *box,
+                           int64_t row, int64_t col, int64_t count, float *out) {
+  int64_t groups = (box->cols + GROUP - 1) / GROUP;
+  int64_t first = row * groups + col / GROUP;
+  const void *values = element(h->values, h->dtype, h->tile_offset[tile] + 2 * first);
+  const uint8_t *codes = h->codes + h->code_offset[tile];
+  int64_t lead = col % GROUP;
+  if (lead) { /* the segment begins inside a group */
+    float group[GROUP];
+    int64_t width = lead + count < GROUP ? lead + count : GROUP;
+    kernel_table()->expand_groups(h->dtype, values, codes, first, width, group);
+    memcpy(out, group + lead, (size_t)(width - lead) * sizeof(float));
+    out += width - lead;
+    count -= width - lead;
+    values = element(values, h->dtype, 2);
+    first++;
+  }
+  if (count) kernel_table()->expand_groups(h->dtype, values, codes, first, count, out);
+}
+
+static void hybrid_segment(const struct hybrid_matrix *h, int64_t row, int64_t col, int64_t count,
+                           float *out) {
+  while (count > 0) {
+    int64_t tile = row / h->tile_rows * hybrid_tile_cols(h) + col / h->tile_cols;
+    struct tile_box box = hybrid_tile_box(h, tile);
+    int64_t inner = col - box.col, length = box.cols - inner;
+    if (length > count) length = count;
+    if (hybrid_tile_dense(h, tile)) {
+      int64_t index = h->tile_offset[tile] + (row - box.row) * box.cols + inner;
+      kernel_table()->widen(h->dtype, element(h->dense, h->dtype, index), length, out);
+    } else {
+      sparse_segment(h, tile, &box, row - box.row, inner, length, out);
+    }
+    col += length;
+    count -= length;
+    out += length;
+  }
+}
+
+const float *operand_segment(const struct product_operand *op, int64_t row, int64_t col,
+                             int64_t count, float *buffer) {
+  if (op->hybrid) {
+    hybrid_segment(op->hybrid, row, col, count, buffer);
+    return buffer;
+  }
+  const struct gemm_operand *plain = &op->plain;
+  const void *source = element(plain->data, plain->dtype, row * plain->ld + col);
+  if (plain->dtype == DTYPE_F32) return source;
+  kernel_table()->widen(plain->dtype, source, count, buffer);
+  return buffer;
+}

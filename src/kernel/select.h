@@ -1,0 +1,95 @@
+/* The table of small kernels, chosen once for the processor at hand.
+ *
+ * The framework (gemm.c, linear.c, attention.c, rows.c, mask_ops.c) blocks, packs and threads; what
+ * it calls in its inner loops are these functions. All are serial and touch nothing but their
+ * arguments. The table is filled with the plain reference (kernel/ref) and then overwritten by what
+ * the processor can do (kernel/cpu); TSR_ISA=reference|avx2|avx512 lowers the choice, never raises
+ * it. No alignment is required anywhere. */
+#ifndef TSR_KERNEL_SELECT_H
+#define TSR_KERNEL_SELECT_H
+
+#include "sparse/hybrid.h"
+#include "tensor/dtype.h"
+
+/* Tokens that the skinny products take at once. */
+enum { SKINNY_TOKENS_MAX = 8, HYBRID_LANES = 16 };
+
+struct kernel_table {
+  const char *isa;
+
+  /* --- products --- */
+  /* The largest tile of C that `tile` makes; tile_cols is also the width of a packed panel of B. */
+  int tile_rows, tile_cols;
+  /* C (rows, cols) = alpha * A B, or += when add. A (rows, k): element (i, p) at
+   * a[i * row_step + p * k_step]. b: a packed panel (k, tile_cols), zero where cols < tile_cols.
+   * 1 <= rows <= tile_rows, 1 <= cols <= tile_cols, p = 0 .. k - 1 summed in this order. */
+  void (*tile)(int64_t k, const float *a, int64_t row_step, int64_t k_step, const float *b,
+               float alpha, float *c, int64_t ldc, int rows, int cols, bool add);
+  /* out (k, width) = transpose of source (count, k; leading dimension ld), zeros in columns count
+   * .. width - 1. */
+  void (*pack_transposed)(const float *source, int64_t ld, int64_t count, int64_t k, int64_t width,
+                          float *out);
+  /* Expands `count` elements of a native dtype. */
+  void (*widen)(enum dtype dtype, const void *source, int64_t count, float *out);
+  /* y[t * ldy + r] = dot(row r of w, row t of x), for 1 <= tokens <= SKINNY_TOKENS_MAX.
+   * w (rows, cols; leading dimension ld, of a native dtype), x (tokens, cols; ldx). */
+  void (*dot_rows)(enum dtype dtype, const void *w, int64_t ld, int64_t rows, int64_t cols,
+                   const float *x, int64_t ldx, int64_t tokens, float *y, int64_t ldy);
+  /* The same for `count` rows of a hybrid matrix from `first` on, all in one tile row; reads kept
+   * weights only. x is zero-padded to a multiple of 4 columns; y[t * ldy] belongs to row `first`.
+   * sums: scratch of count * tokens * HYBRID_LANES floats. */
+  void (*hybrid_dot_rows)(const struct hybrid_matrix *h, int64_t first, int64_t count,
+                          const float *x, int64_t ldx, int64_t tokens, float *y, int64_t ldy,
+                          float *sums);
+  /* `count` columns of a row of a 2:4 tile, expanded with their zeros. values: two per group, from
+   * the first group on; that group's nibble is nibble `nibble` of codes (two a byte, low first). */
+  void (*expand_groups)(enum dtype dtype, const void *values, const uint8_t *codes, int64_t nibble,
+                        int64_t count, float *out);
+
+  /* --- rows: as in kernel/ops.h, over the rows given --- */
+  void (*rmsnorm)(const float *x, const float *weight, bool plus_one, double eps, int64_t rows,
+                  int64_t n, float *y, float *inverse);
+  void (*rmsnorm_backward)(const float *dy, const float *x, const float *weight, bool plus_one,
+                           const float *inverse, int64_t rows, int64_t n, float *dx,
+                           bool accumulate);
+  /* One row at one position: x (heads, head_dim), cos and sin (head_dim / 2); sin is negated by the
+   * sign of direction. */
+  void (*rope)(float *x, int64_t heads, int64_t head_dim, const float *cos, const float *sin,
+               int direction);
+  void (*glu)(bool gelu, const float *gate, const float *up, int64_t n, float *out);
+  void (*glu_backward)(bool gelu, const float *gate, const float *up, const float *dout, int64_t n,
+                       float *dgate, float *dup);
+  float (*cross_entropy)(const float *logits, int64_t vocab, int32_t target, float scale,
+                         float *dlogits);
+  float (*softmax_kl)(const float *reference, const float *model, int64_t vocab, uint8_t *agree);
+  void (*add)(float *x, const float *y, int64_t n);
+  double (*sum_squares)(const float *x, int64_t n);
+
+  /* --- attention --- */
+  /* One row of raw scores (n) becomes exp(score' - max') in [low, high) and 0 elsewhere, where
+   * score' = scale * score, soft-capped, and max' is the larger of *max and the row's. Updates *max
+   * and *sum (of all exponentials so far) and returns exp(old *max - max'), by which what was
+   * accumulated before is to be scaled. low < high. */
+  float (*attention_row)(float *scores, int64_t low, int64_t high, int64_t n, float scale,
+                         float softcap, float *max, float *sum);
+  /* scores: raw scores in, probabilities out. dscores: d/dprobability in, d/d(raw score) out. */
+  void (*attention_row_backward)(float *scores, float *dscores, int64_t low, int64_t high,
+                                 int64_t n, float scale, float softcap, float lse, float delta);
+  /* x *= factor over n; dot product over n. */
+  void (*scale)(float *x, int64_t n, float factor);
+  float (*dot)(const float *x, const float *y, int64_t n);
+  /* out (n) += sum over j < count of p[j] * v (count, n; leading dimension ld). */
+  void (*mix)(const float *p, const float *v, int64_t ld, int64_t count, int64_t n, float *out);
+};
+
+const struct kernel_table *kernel_table(void);
+
+/* Switches to another instruction set by its name, for tests and benchmarks; not while kernels run.
+ * False, and nothing changed, when the processor lacks it or no such name is known. */
+bool kernel_table_use(const char *isa);
+
+void kernel_table_fill_reference(struct kernel_table *table);
+void kernel_table_fill_avx2(struct kernel_table *table);
+void kernel_table_fill_avx512(struct kernel_table *table);
+
+#endif
