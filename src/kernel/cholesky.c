@@ -109,7 +109,7 @@ bool cholesky_inverse_upper(float *a, int64_t n, struct error *err) {
     reverse(a, n);
     ok = factor(a, n, inverses, strip);
     if (!ok)
-      error_set(err, STATUS_FAILED,
+      error_set(err, STATUS_REFUSED,
                 "a matrix of %lld x %lld is not positive definite; more damping is needed",
                 (long long)n, (long long)n);
   }
