@@ -64,7 +64,9 @@ const struct stored_tensor *gguf_tensor_find(const struct gguf *file, const char
 enum status gguf_tensor_get(const struct gguf *file, const char *name,
                             const struct stored_tensor **out, struct error *err);
 
-/* Writing: set the values in order, then write the tensors, atomically. */
+/* Writing: set the values in order, then write the tensors, atomically. Setting a key again
+ * replaces its value. Setters abort when memory runs out, as strbuf does. Tensor names must be
+ * distinct. */
 struct gguf_builder;
 struct gguf_builder *gguf_builder_new(void);
 void gguf_builder_free(struct gguf_builder *b);
@@ -77,7 +79,8 @@ void gguf_set_strings(struct gguf_builder *b, const char *key, const struct gguf
                       size_t count);
 void gguf_set_i32s(struct gguf_builder *b, const char *key, const int32_t *items, size_t count);
 void gguf_set_f32s(struct gguf_builder *b, const char *key, const float *items, size_t count);
-/* Copies a value of another file as it is. */
+/* Copies a value of another file as it is; general.alignment is left out, for it speaks of that
+ * file's layout. */
 void gguf_set_copy(struct gguf_builder *b, const struct gguf_value *value);
 /* dtype: f32, f16, bf16, q8_0. Shapes in PyTorch order. */
 enum status gguf_write(struct gguf_builder *b, const char *path,

@@ -1,0 +1,117 @@
+/* Reading all of a file: see walk.h. */
+#include "support/walk.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "io/gguf.h"
+#include "io/safetensors_set.h"
+
+/* Where everything read ends up, so that no read is optimized away. */
+static volatile double sink;
+
+static void walk_tensor(const struct stored_tensor *t) {
+  for (size_t i = 0; i < t->size_bytes; i++) sink += t->data[i];
+  if (t->dtype == DTYPE_COUNT || !dtype_is_float(t->dtype)) return;
+  int length = dtype_traits(t->dtype)->block_length;
+  int64_t count = stored_tensor_count(t);
+  float *out = calloc((size_t)count + 1, sizeof *out);
+  INVARIANT(out != NULL && count % length == 0);
+  dtype_to_f32(t->dtype, t->data, count, out);
+  for (int64_t i = 0; i < count; i++) sink += (double)out[i];
+  free(out);
+}
+
+enum status walk_safetensors(void *ctx, const char *path, struct error *err) {
+  struct safetensors *file;
+  enum status status = safetensors_open(&file, path, err);
+  if (status != STATUS_OK) return status;
+  for (size_t i = 0; i < safetensors_size(file); i++) {
+    const struct stored_tensor *t = safetensors_at(file, i);
+    INVARIANT(safetensors_find(file, t->name) == t);
+    walk_tensor(t);
+  }
+  safetensors_close(file);
+  return STATUS_OK;
+}
+
+enum status walk_safetensors_set(void *ctx, const char *path, struct error *err) {
+  struct safetensors_set *set;
+  enum status status = safetensors_set_open(&set, ctx ? ctx : path, err);
+  if (status != STATUS_OK) return status;
+  for (size_t i = 0; i < safetensors_set_size(set); i++) walk_tensor(safetensors_set_at(set, i));
+  safetensors_set_close(set);
+  return STATUS_OK;
+}
+
+static void walk_array(const struct gguf_value *v) {
+  for (uint64_t i = 0; i < v->count; i++) {
+    if (v->element_type == GGUF_STRING) {
+      struct gguf_string s = gguf_array_string(v, i);
+      for (size_t j = 0; j < s.length; j++) sink += s.data[j];
+    } else if (v->element_type == GGUF_BOOL) {
+      sink += (double)gguf_array_int(v, i);
+    } else {
+      sink += gguf_array_real(v, i);
+    }
+  }
+}
+
+static void walk_value(const struct gguf *file, const struct gguf_value *v) {
+  char key[256];
+  snprintf(key, sizeof key, "%.*s", (int)(v->key.length < 200 ? v->key.length : 200), v->key.data);
+  int64_t integer;
+  double real;
+  bool truth;
+  struct gguf_string text;
+  if (gguf_get_int(file, key, &integer)) sink += (double)integer;
+  if (gguf_get_real(file, key, &real)) sink += real;
+  if (gguf_get_bool(file, key, &truth)) sink += truth;
+  if (gguf_get_string(file, key, &text))
+    for (size_t i = 0; i < text.length; i++) sink += text.data[i];
+  if (v->type == GGUF_ARRAY) walk_array(v);
+}
+
+enum status walk_gguf(void *ctx, const char *path, struct error *err) {
+  struct gguf *file;
+  enum status status = gguf_open(&file, path, err);
+  if (status != STATUS_OK) return status;
+  for (size_t i = 0; i < gguf_value_count(file); i++) walk_value(file, gguf_value_at(file, i));
+  for (size_t i = 0; i < gguf_tensor_count(file) && status == STATUS_OK; i++) {
+    const struct stored_tensor *t;
+    status = gguf_tensor_get(file, gguf_tensor_at(file, i)->name, &t, err);
+    if (status == STATUS_OK) walk_tensor(t);
+  }
+  gguf_close(file);
+  return status;
+}
+
+static void walk_json_value(const json_t *value) {
+  const char *key;
+  size_t index;
+  json_t *item;
+  bool wrong;
+  int64_t integer;
+  double real;
+  json_object_foreach((json_t *)value, key, item) {
+    if (json_get_int(value, key, &integer, &wrong)) sink += (double)integer;
+    if (json_get_real(value, key, &real, &wrong)) sink += real;
+    walk_json_value(item);
+  }
+  json_array_foreach((json_t *)value, index, item) walk_json_value(item);
+}
+
+/* What was read is also written and read again: that must succeed and give the same value. */
+enum status walk_json(void *ctx, const char *path, struct error *err) {
+  json_t *value = json_read_file(path, 1 << 20, err);
+  if (!value) return err->status;
+  walk_json_value(value);
+  struct strbuf text = {0};
+  json_format(&text, value, 2);
+  json_t *again = json_parse(text.data, text.length, "what was written", err);
+  INVARIANT(again && json_equal(value, again));
+  json_decref(again);
+  json_decref(value);
+  strbuf_free(&text);
+  return STATUS_OK;
+}

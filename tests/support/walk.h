@@ -1,0 +1,12 @@
+/* Opens a file of weights and reads all of it, as the damage tests and the fuzz targets need. */
+#ifndef TSR_TESTS_WALK_H
+#define TSR_TESTS_WALK_H
+
+#include "base/error.h"
+
+enum status walk_safetensors(void *ctx, const char *path, struct error *err);
+enum status walk_safetensors_set(void *ctx, const char *path, struct error *err);
+enum status walk_gguf(void *ctx, const char *path, struct error *err);
+enum status walk_json(void *ctx, const char *path, struct error *err);
+
+#endif
