@@ -50,6 +50,10 @@ struct model;
 /* Opens a Hugging Face directory, a GGUF file or a packed directory. Native types stay mapped;
  * block types are expanded to fp32. What is not supported is refused by name. */
 enum status model_open(struct model **out, const char *path, struct error *err);
+/* The same, reading headers only: for looking at a model, and for passing over its weights once.
+ * Sites describe what is stored (weight.dense may be of a block type); model_site_expand and
+ * model_tensor_expand work; nothing may be multiplied, masked or replaced. */
+enum status model_open_headers(struct model **out, const char *path, struct error *err);
 void model_close(struct model *model);
 
 const struct model_config *model_config(const struct model *model);
@@ -58,7 +62,27 @@ int model_site_count(const struct model *model);
 const struct linear_site *model_site(const struct model *model, int index);
 /* First site of block `layer`; a block has SITE_ROLES of them. */
 static inline int model_block_site(int layer) { return layer * SITE_ROLES; }
+/* All weights, counted once (a tied lm_head is no weight of its own). */
 int64_t model_parameters(const struct model *model);
+/* The GGUF file or the config.json that the model came from; the other is NULL. */
+const struct gguf *model_gguf(const struct model *model);
+const json_t *model_json(const struct model *model);
+
+/* Every tensor under its Hugging Face name and in Hugging Face's form, for those who write models:
+ * embeddings first, then block by block, then the final norm and a separate lm_head. */
+struct model_tensor {
+  const char *name;
+  int rank; /* 1 or 2 */
+  int64_t shape[2];
+  enum dtype dtype; /* as stored */
+  int site;         /* index of the prunable linear whose weight this is, or -1 */
+};
+int model_tensor_count(const struct model *model);
+const struct model_tensor *model_tensor(const struct model *model, int index);
+/* Rows [first, first + rows) (elements, for rank 1) as fp32, masks and replacements included:
+ * out (rows, shape[1]). */
+void model_tensor_expand(const struct model *model, int index, int64_t first, int64_t rows,
+                         float *out);
 
 /* Expands W of a site to fp32: out (rows, cols). */
 void model_site_expand(const struct model *model, int site, float *out);

@@ -1,0 +1,192 @@
+/* The forward pass: embedding, blocks, final norm, logits.
+ *
+ * One function runs a block for training, evaluation and decoding; they differ in what they leave
+ * in run->memory and in where keys and values go. */
+#include <string.h>
+
+#include "base/parallel.h"
+#include "model/internal.h"
+
+/* --- embedding and head --- */
+
+struct embedding {
+  const struct model *model;
+  const int32_t *ids;
+  float *hidden;
+};
+
+static void embed_row(void *ctx, int64_t token, int worker) {
+  const struct embedding *e = ctx;
+  int64_t n = e->model->config.hidden_size;
+  float scale = (float)e->model->config.embed_scale, *row = e->hidden + token * n;
+  linear_row(&e->model->embed, e->ids[token], row);
+  if (scale != 1.0f)
+    for (int64_t i = 0; i < n; i++) row[i] *= scale;
+}
+
+enum status model_embed(const struct model *m, const int32_t *ids, int64_t tokens, float *hidden,
+                        struct error *err) {
+  for (int64_t i = 0; i < tokens; i++)
+    if (ids[i] < 0 || ids[i] >= m->config.vocab_size)
+      return error_set(err, STATUS_REFUSED,
+                       "token id %d at position %lld is outside the vocabulary of %lld: the "
+                       "tokenizer belongs to another model",
+                       ids[i], (long long)i, (long long)m->config.vocab_size);
+  struct embedding e = {m, ids, hidden};
+  parallel_for(tokens, embed_row, &e);
+  return STATUS_OK;
+}
+
+void model_final_norm(const struct model *m, const float *hidden, int64_t tokens, float *out) {
+  rmsnorm_forward(hidden, m->final_norm, m->config.norm_plus_one, m->config.rms_eps, tokens,
+                  m->config.hidden_size, out, NULL);
+}
+
+void model_logits(const struct model *m, const float *normed, int64_t tokens, float *logits) {
+  linear_forward(&m->lm_head, NULL, normed, tokens, logits);
+  if (m->config.final_softcap > 0)
+    softcap_forward(logits, tokens * m->config.vocab_size, m->config.final_softcap);
+}
+
+/* --- a block --- */
+
+const struct linear_weight *block_weight(const struct block_run *run,
+                                         const struct linear_site *site, enum tap_pass pass) {
+  const struct linear_weight *w = NULL;
+  if (run->tap && run->tap->weight) w = run->tap->weight(run->tap->ctx, site, pass);
+  return w ? w : &site->weight;
+}
+
+/* y = x W^T + b for one of the block's linears. */
+static void project(const struct block_run *run, enum site_role role, const float *x, float *y) {
+  const struct linear_site *site = &run->model->sites[model_block_site(run->layer) + (int)role];
+  int64_t tokens = shape_tokens(run->shape);
+  if (run->tap && run->tap->input && !run->repeated)
+    run->tap->input(run->tap->ctx, site, x, tokens);
+  linear_forward(block_weight(run, site, TAP_FORWARD), site->bias, x, tokens, y);
+}
+
+const struct rope_table *block_rope(const struct block_run *run) {
+  bool own = run->model->config.layer_sliding[run->layer] && run->ws->rope_sliding.cosine;
+  return own ? &run->ws->rope_sliding : &run->ws->rope;
+}
+
+void block_rotate(const struct block_run *run, bool is_k, const float *raw, float *inverse,
+                  float *dest) {
+  const struct model_config *c = &run->model->config;
+  const struct block_norms *norms = &run->model->blocks[run->layer];
+  const struct rope_table *rope = block_rope(run);
+  int64_t heads = is_k ? c->kv_heads : c->heads, tokens = shape_tokens(run->shape);
+  if (c->qk_norm)
+    rmsnorm_forward(raw, is_k ? norms->k : norms->q, c->norm_plus_one, c->rms_eps, tokens * heads,
+                    c->head_dim, dest, inverse);
+  else
+    memcpy(dest, raw, (size_t)(tokens * heads * c->head_dim) * sizeof *dest);
+  rope_apply(dest, tokens, run->shape.length, run->start, heads, c->head_dim, rope->cosine,
+             rope->sine, +1);
+}
+
+struct attention_shape block_attention_shape(const struct block_run *run) {
+  const struct model_config *c = &run->model->config;
+  return (struct attention_shape){
+      .sequences = run->shape.sequences,
+      .q_length = run->shape.length,
+      .kv_length = run->start + run->shape.length,
+      .q_start = run->start,
+      .heads = c->heads,
+      .kv_heads = c->kv_heads,
+      .head_dim = c->head_dim,
+      .window = c->layer_sliding[run->layer] ? c->sliding_window : 0,
+      .scale = (float)c->query_scale,
+      .softcap = (float)c->attn_softcap,
+  };
+}
+
+/* hidden += branch, through a norm where the family has one behind each half. `branch` is left as
+ * it is. */
+static void join(const struct block_run *run, const float *weight, const float *branch,
+                 float *inverse, float *hidden) {
+  const struct model_config *c = &run->model->config;
+  int64_t tokens = shape_tokens(run->shape);
+  if (c->sandwich_norms) {
+    rmsnorm_forward(branch, weight, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
+                    run->ws->normed, inverse);
+    branch = run->ws->normed;
+  }
+  add_inplace(hidden, branch, tokens * c->hidden_size);
+}
+
+static void attention_half(const struct block_run *run, float *hidden) {
+  const struct model_config *c = &run->model->config;
+  const struct block_norms *norms = &run->model->blocks[run->layer];
+  struct model_workspace *ws = run->ws;
+  struct block_memory *b = run->memory;
+  int64_t behind = run->start * config_kv_width(c);
+  float *k = run->cache_k ? run->cache_k + behind : ws->k;
+  float *v = run->cache_v ? run->cache_v + behind : b->v;
+  rmsnorm_forward(hidden, norms->before_attention, c->norm_plus_one, c->rms_eps,
+                  shape_tokens(run->shape), c->hidden_size, ws->normed, b->inverse_1);
+  project(run, SITE_Q, ws->normed, b->q_raw);
+  project(run, SITE_K, ws->normed, b->k_raw);
+  project(run, SITE_V, ws->normed, v);
+  block_rotate(run, false, b->q_raw, b->q_inverse, ws->q);
+  block_rotate(run, true, b->k_raw, b->k_inverse, k);
+  struct attention_shape shape = block_attention_shape(run);
+  attention_forward(&shape, ws->q, run->cache_k ? run->cache_k : k, run->cache_v ? run->cache_v : v,
+                    b->attended, b->lse);
+  float *branch = c->sandwich_norms ? b->projected : ws->normed;
+  project(run, SITE_O, b->attended, branch);
+  join(run, norms->after_attention, branch, b->inverse_o, hidden);
+}
+
+static void mlp_half(const struct block_run *run, float *hidden) {
+  const struct model_config *c = &run->model->config;
+  const struct block_norms *norms = &run->model->blocks[run->layer];
+  struct model_workspace *ws = run->ws;
+  struct block_memory *b = run->memory;
+  int64_t tokens = shape_tokens(run->shape);
+  rmsnorm_forward(hidden, norms->before_mlp, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
+                  ws->normed, b->inverse_2);
+  project(run, SITE_GATE, ws->normed, b->gate);
+  project(run, SITE_UP, ws->normed, b->up);
+  glu_forward(c->activation == ACTIVATION_GELU_TANH, b->gate, b->up, tokens * c->intermediate_size,
+              ws->act);
+  float *branch = c->sandwich_norms ? b->mlp : ws->normed;
+  project(run, SITE_DOWN, ws->act, branch);
+  join(run, norms->after_mlp, branch, b->inverse_mlp, hidden);
+}
+
+void block_forward(const struct block_run *run, float *hidden) {
+  attention_half(run, hidden);
+  if (run->memory->middle)
+    memcpy(run->memory->middle, hidden,
+           (size_t)(shape_tokens(run->shape) * run->model->config.hidden_size) * sizeof *hidden);
+  mlp_half(run, hidden);
+}
+
+static void check_shape(const struct model_workspace *ws, const struct model *m,
+                        struct model_shape shape) {
+  INVARIANT(ws->model == m);
+  INVARIANT(shape.sequences >= 1 && shape.length >= 1 && shape.length <= ws->positions);
+  INVARIANT(shape_tokens(shape) <= shape_tokens(ws->most));
+}
+
+void model_block(const struct model *m, int layer, struct model_shape shape, float *hidden,
+                 const struct tap *tap, struct model_workspace *ws) {
+  check_shape(ws, m, shape);
+  INVARIANT(layer >= 0 && layer < m->config.layers);
+  struct block_run run = {
+      .model = m, .layer = layer, .shape = shape, .tap = tap, .ws = ws, .memory = &ws->blocks[0]};
+  block_forward(&run, hidden);
+}
+
+enum status model_forward(const struct model *m, const int32_t *ids, struct model_shape shape,
+                          const struct tap *tap, struct model_workspace *ws, float *normed,
+                          struct error *err) {
+  check_shape(ws, m, shape);
+  enum status status = model_embed(m, ids, shape_tokens(shape), ws->hidden, err);
+  if (status != STATUS_OK) return status;
+  for (int i = 0; i < m->config.layers; i++) model_block(m, i, shape, ws->hidden, tap, ws);
+  model_final_norm(m, ws->hidden, shape_tokens(shape), normed);
+  return STATUS_OK;
+}

@@ -1,0 +1,147 @@
+/* What the files of this room share: the opened model, and one run of a block. */
+#ifndef TSR_MODEL_INTERNAL_H
+#define TSR_MODEL_INTERNAL_H
+
+#include "kernel/ops.h"
+#include "model/model.h"
+#include "model/rope.h"
+#include "model/store.h"
+
+/* Norm weights of one block, fp32; NULL where the family has none. */
+struct block_norms {
+  const float *before_attention; /* (hidden_size) */
+  const float *after_attention;  /* (hidden_size), sandwich_norms */
+  const float *before_mlp;       /* (hidden_size) */
+  const float *after_mlp;        /* (hidden_size), sandwich_norms */
+  const float *q, *k;            /* (head_dim), qk_norm */
+};
+
+/* Where a tensor's bytes are in the file, for those who pass over them row by row. */
+struct tensor_origin {
+  const struct stored_tensor *stored; /* NULL for a packed linear */
+  int64_t interleaved;                /* head_dim when rows of heads are in GGUF's order, else 0 */
+  float shift;                        /* what is added to make it Hugging Face's form */
+};
+
+struct model {
+  struct tensor_store store;
+  struct model_config config;
+  bool headers_only;
+  struct linear_weight embed;    /* (vocab_size, hidden_size) */
+  struct linear_weight lm_head;  /* (vocab_size, hidden_size); the same when tied */
+  const float *final_norm;       /* (hidden_size) */
+  struct block_norms *blocks;    /* (layers) */
+  struct linear_site *sites;     /* (layers * SITE_ROLES) */
+  struct hybrid_matrix *hybrids; /* (sites), rows 0 for one that is not packed */
+  void **site_memory;            /* (sites), what a site's dense weight owns, or NULL */
+  int64_t *kept;                 /* (sites) positions that masks or the packed form keep */
+  struct model_tensor *tensors;  /* every tensor, in Hugging Face's order */
+  struct tensor_origin *origins; /* (tensors) */
+  size_t tensor_count, tensor_capacity, origin_capacity;
+  void **owned; /* memory of all else */
+  size_t owned_count, owned_capacity;
+};
+
+/* load.c */
+enum status model_load(struct model *model, struct error *err);
+/* Rows [first, first + rows) of a stored matrix as fp32 in Hugging Face's order: out (rows, cols).
+ */
+void origin_rows(const struct tensor_origin *origin, int64_t cols, int64_t first, int64_t rows,
+                 float *out);
+
+/* What the backward pass of one block needs, and where the forward pass puts it. T = tokens. */
+struct block_memory {
+  float *input;       /* (T, hidden_size): the residual stream before the block */
+  float *inverse_1;   /* (T): of the norm before attention */
+  float *q_raw;       /* (T, heads * head_dim): as projected, before norm and rotation */
+  float *k_raw, *v;   /* (T, kv_heads * head_dim) */
+  float *q_inverse;   /* (T, heads), qk_norm */
+  float *k_inverse;   /* (T, kv_heads), qk_norm */
+  float *attended;    /* (T, heads * head_dim): what attention gave */
+  float *lse;         /* (sequences, heads, length) */
+  float *projected;   /* (T, hidden_size), sandwich_norms: the output of o */
+  float *inverse_o;   /* (T), sandwich_norms */
+  float *middle;      /* (T, hidden_size): the residual stream between the halves */
+  float *inverse_2;   /* (T): of the norm before the MLP */
+  float *gate, *up;   /* (T, intermediate_size) */
+  float *mlp;         /* (T, hidden_size), sandwich_norms: the output of down */
+  float *inverse_mlp; /* (T), sandwich_norms */
+};
+
+/* One arena, cut once: see workspace.c. T = tokens of the largest shape. */
+struct model_workspace {
+  const struct model *model;
+  struct model_shape most;
+  int64_t positions; /* rows of the rotary tables */
+  bool train, checkpoint;
+  float *arena;
+  struct block_memory *blocks; /* (layers) when training without checkpoints, else (1) */
+  int block_count;
+  float **inputs; /* (layers) pointers to (T, hidden_size): what each block was given; training */
+  float *hidden;  /* (T, hidden_size): the residual stream */
+  float *normed;  /* (T, hidden_size) */
+  float *q, *k;   /* (T, heads * head_dim), (T, kv_heads * head_dim): normed and rotated */
+  float *act;     /* (T, intermediate_size) */
+  /* the head */
+  int64_t chunk_rows;
+  float *logits;    /* (chunk_rows, vocab_size) */
+  float *nll;       /* (chunk_rows) */
+  int32_t *targets; /* (chunk_rows) */
+  /* of the backward pass */
+  float *capped;         /* (chunk_rows, vocab_size), final_softcap: the logits' gradient */
+  float *inverse_final;  /* (T) */
+  float *dhidden;        /* (T, hidden_size): gradient of the residual stream */
+  float *dbranch;        /* (T, hidden_size): of a half's output before its norm */
+  float *dnormed;        /* (T, hidden_size) */
+  float *dact;           /* (T, intermediate_size) */
+  float *dq, *dattended; /* (T, heads * head_dim) */
+  float *dk, *dv;        /* (T, kv_heads * head_dim) */
+  struct rope_table rope, rope_sliding;
+};
+/* `positions` >= most.length: how far a session may go. */
+enum status workspace_make(struct model_workspace **out, const struct model *model,
+                           struct model_shape most, int64_t positions, bool train, bool checkpoint,
+                           struct error *err);
+
+/* One run of a block: which rows it sees, and where keys and values are. */
+struct block_run {
+  const struct model *model;
+  int layer;
+  struct model_shape shape;
+  int64_t start;         /* position of the first row: 0 but for a session */
+  const struct tap *tap; /* or NULL */
+  bool repeated;         /* the second forward of a checkpointed block: inputs are not shown */
+  struct model_workspace *ws;
+  struct block_memory *memory;
+  float *cache_k, *cache_v; /* (capacity, kv_heads * head_dim) of a session, or NULL */
+};
+
+/* forward.c, backward.c.
+ * hidden (T, hidden_size) in place; leaves in run->memory what the backward pass needs. */
+void block_forward(const struct block_run *run, float *hidden);
+/* q and k as attention wants them: dest (T, heads, head_dim) from what was projected. */
+void block_rotate(const struct block_run *run, bool is_k, const float *raw, float *inverse,
+                  float *dest);
+struct attention_shape block_attention_shape(const struct block_run *run);
+/* What to multiply with: the tap's weight or the site's own. */
+const struct linear_weight *block_weight(const struct block_run *run,
+                                         const struct linear_site *site, enum tap_pass pass);
+const struct rope_table *block_rope(const struct block_run *run);
+/* dhidden: from the gradient of the block's output to that of its input, in place. */
+void block_backward(const struct block_run *run, float *dhidden);
+
+static inline int64_t shape_tokens(struct model_shape shape) {
+  return shape.sequences * shape.length;
+}
+static inline int64_t config_q_width(const struct model_config *c) {
+  return c->heads * c->head_dim;
+}
+static inline int64_t config_kv_width(const struct model_config *c) {
+  return c->kv_heads * c->head_dim;
+}
+
+/* softcap.c: x = cap * tanh(x / cap) over n elements, and dx *= 1 - (y / cap)^2 for its output. */
+void softcap_forward(float *x, int64_t n, double cap);
+void softcap_backward(float *dx, const float *y, int64_t n, double cap);
+
+#endif

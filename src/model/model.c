@@ -1,0 +1,129 @@
+/* Opening and closing a model, and what can be asked of it without running it. */
+#include "model/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/parallel.h"
+#include "model/internal.h"
+#include "sparse/packed.h"
+
+static enum status read_config(struct model *m, struct error *err) {
+  if (m->store.gguf) return model_config_from_gguf(&m->config, m->store.gguf, m->store.path, err);
+  char *path = path_join(m->store.path, "config.json");
+  bool packed;
+  enum status status = packed_config_check(m->store.json, path, &packed, err);
+  if (status == STATUS_OK) status = model_config_from_json(&m->config, m->store.json, path, err);
+  free(path);
+  return status;
+}
+
+static enum status open_model(struct model **out, const char *path, bool headers_only,
+                              struct error *err) {
+  struct model *m = mem_alloc(1, sizeof *m, err);
+  if (!m) return STATUS_FAILED;
+  m->headers_only = headers_only;
+  enum status status = store_open(&m->store, path, err);
+  if (status == STATUS_OK) status = read_config(m, err);
+  if (status == STATUS_OK) status = model_load(m, err);
+  if (status == STATUS_OK)
+    *out = m;
+  else
+    model_close(m);
+  return status;
+}
+
+enum status model_open(struct model **out, const char *path, struct error *err) {
+  return open_model(out, path, false, err);
+}
+
+enum status model_open_headers(struct model **out, const char *path, struct error *err) {
+  return open_model(out, path, true, err);
+}
+
+void model_close(struct model *m) {
+  if (!m) return;
+  for (int i = 0; m->sites && m->hybrids && i < model_site_count(m); i++)
+    hybrid_release(&m->hybrids[i]);
+  for (int i = 0; m->site_memory && i < model_site_count(m); i++) mem_free(m->site_memory[i]);
+  for (size_t i = 0; i < m->owned_count; i++) mem_free(m->owned[i]);
+  free(m->owned);
+  free(m->tensors);
+  free(m->origins);
+  mem_free(m->blocks);
+  mem_free(m->sites);
+  mem_free(m->hybrids);
+  mem_free(m->site_memory);
+  mem_free(m->kept);
+  store_close(&m->store);
+  mem_free(m);
+}
+
+const struct model_config *model_config(const struct model *m) { return &m->config; }
+const char *model_path(const struct model *m) { return m->store.path; }
+const struct gguf *model_gguf(const struct model *m) { return m->store.gguf; }
+const json_t *model_json(const struct model *m) { return m->store.json; }
+int model_site_count(const struct model *m) { return m->config.layers * SITE_ROLES; }
+int model_tensor_count(const struct model *m) { return (int)m->tensor_count; }
+
+const struct linear_site *model_site(const struct model *m, int index) {
+  INVARIANT(index >= 0 && index < model_site_count(m));
+  return &m->sites[index];
+}
+
+const struct model_tensor *model_tensor(const struct model *m, int index) {
+  INVARIANT(index >= 0 && (size_t)index < m->tensor_count);
+  return &m->tensors[index];
+}
+
+int64_t model_parameters(const struct model *m) {
+  int64_t sum = 0;
+  for (size_t i = 0; i < m->tensor_count; i++)
+    sum += m->tensors[i].shape[0] * m->tensors[i].shape[1];
+  return sum;
+}
+
+void model_tensor_expand(const struct model *m, int index, int64_t first, int64_t rows,
+                         float *out) {
+  const struct model_tensor *t = model_tensor(m, index);
+  bool loaded = t->site >= 0 && (!m->headers_only || m->sites[t->site].weight.hybrid);
+  if (!loaded) {
+    origin_rows(&m->origins[index], t->shape[1], first, rows, out);
+    return;
+  }
+  for (int64_t r = 0; r < rows; r++)
+    linear_row(&m->sites[t->site].weight, first + r, out + r * t->shape[1]);
+}
+
+struct site_expansion {
+  const struct model *model;
+  int tensor;
+  int64_t cols;
+  float *out;
+};
+
+static void expand_row(void *ctx, int64_t row, int worker) {
+  const struct site_expansion *e = ctx;
+  model_tensor_expand(e->model, e->tensor, row, 1, e->out + row * e->cols);
+}
+
+void model_site_expand(const struct model *m, int site, float *out) {
+  for (int i = 0; i < model_tensor_count(m); i++) {
+    if (m->tensors[i].site != site) continue;
+    struct site_expansion e = {m, i, m->tensors[i].shape[1], out};
+    parallel_for(m->tensors[i].shape[0], expand_row, &e);
+    return;
+  }
+  INVARIANT(!"a site without a tensor");
+}
+
+void model_site_replace(struct model *m, int index, float *weight) {
+  struct linear_site *site = &m->sites[index];
+  INVARIANT(!m->headers_only);
+  int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
+  mem_free(m->site_memory[index]);
+  m->site_memory[index] = weight;
+  site->weight.hybrid = NULL;
+  site->weight.dense = (struct matrix_view){weight, DTYPE_F32, rows, cols};
+}

@@ -1,0 +1,98 @@
+/* The loss of next-token prediction, forward alone and with the backward pass.
+ *
+ * Logits exist for one chunk of rows at a time: a chunk's loss and the gradient of its final hidden
+ * states are done before the next chunk's logits are made. The last row of each sequence predicts
+ * nothing and has target -1. */
+#include <string.h>
+
+#include "model/internal.h"
+
+/* Targets of rows [first, first + rows). */
+static void set_targets(const int32_t *ids, struct model_shape shape, int64_t first, int64_t rows,
+                        int32_t *targets) {
+  for (int64_t i = 0; i < rows; i++) {
+    int64_t row = first + i;
+    targets[i] = row % shape.length == shape.length - 1 ? -1 : ids[row + 1];
+  }
+}
+
+static int64_t chunk_rows(const struct model_workspace *ws, int64_t first, int64_t tokens) {
+  return tokens - first < ws->chunk_rows ? tokens - first : ws->chunk_rows;
+}
+
+enum status model_nll(const struct model *m, const int32_t *ids, struct model_shape shape,
+                      const struct tap *tap, struct model_workspace *ws, float *nll,
+                      struct error *err) {
+  enum status status = model_forward(m, ids, shape, tap, ws, ws->hidden, err);
+  if (status != STATUS_OK) return status;
+  int64_t tokens = shape_tokens(shape), vocab = m->config.vocab_size;
+  for (int64_t first = 0, rows; first < tokens; first += rows) {
+    rows = chunk_rows(ws, first, tokens);
+    set_targets(ids, shape, first, rows, ws->targets);
+    model_logits(m, ws->hidden + first * m->config.hidden_size, rows, ws->logits);
+    cross_entropy(ws->logits, ws->targets, rows, vocab, 1, ws->nll, NULL);
+    for (int64_t i = 0; i < rows; i++)
+      if (ws->targets[i] >= 0) *nll++ = ws->nll[i];
+  }
+  return STATUS_OK;
+}
+
+/* Loss of all rows of normed (T, hidden_size), and its gradient: dnormed (T, hidden_size). */
+static double head_loss(const struct model *m, const int32_t *ids, struct model_shape shape,
+                        float scale, struct model_workspace *ws, const float *normed,
+                        float *dnormed) {
+  int64_t tokens = shape_tokens(shape), vocab = m->config.vocab_size;
+  double cap = m->config.final_softcap, sum = 0;
+  float *dlogits = cap > 0 ? ws->capped : ws->logits;
+  for (int64_t first = 0, rows; first < tokens; first += rows) {
+    int64_t at = first * m->config.hidden_size;
+    rows = chunk_rows(ws, first, tokens);
+    set_targets(ids, shape, first, rows, ws->targets);
+    model_logits(m, normed + at, rows, ws->logits);
+    cross_entropy(ws->logits, ws->targets, rows, vocab, scale, ws->nll, dlogits);
+    if (cap > 0) softcap_backward(dlogits, ws->logits, rows * vocab, cap);
+    linear_backward_input(&m->lm_head, dlogits, rows, dnormed + at, false);
+    for (int64_t i = 0; i < rows; i++) sum += (double)ws->nll[i];
+  }
+  return sum;
+}
+
+static struct block_run train_run(const struct model *m, int layer, struct model_shape shape,
+                                  const struct tap *tap, struct model_workspace *ws) {
+  struct block_run run = {.model = m, .layer = layer, .shape = shape, .tap = tap, .ws = ws};
+  run.memory = &ws->blocks[ws->checkpoint ? 0 : layer];
+  run.memory->input = ws->inputs[layer];
+  return run;
+}
+
+enum status model_train(const struct model *m, const int32_t *ids, struct model_shape shape,
+                        double scale, const struct tap *tap, struct model_workspace *ws,
+                        double *nll_sum, struct error *err) {
+  INVARIANT(ws->train && ws->model == m && shape.length <= ws->positions);
+  INVARIANT(shape_tokens(shape) <= shape_tokens(ws->most));
+  const struct model_config *c = &m->config;
+  int64_t tokens = shape_tokens(shape);
+  size_t bytes = (size_t)(tokens * c->hidden_size) * sizeof(float);
+  enum status status = model_embed(m, ids, tokens, ws->hidden, err);
+  if (status != STATUS_OK) return status;
+  for (int i = 0; i < c->layers; i++) {
+    struct block_run run = train_run(m, i, shape, tap, ws);
+    memcpy(ws->inputs[i], ws->hidden, bytes);
+    block_forward(&run, ws->hidden);
+  }
+  rmsnorm_forward(ws->hidden, m->final_norm, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
+                  ws->normed, ws->inverse_final);
+  *nll_sum = head_loss(m, ids, shape, (float)scale, ws, ws->normed, ws->dnormed);
+  rmsnorm_backward(ws->dnormed, ws->hidden, m->final_norm, c->norm_plus_one, ws->inverse_final,
+                   tokens, c->hidden_size, ws->dhidden, false);
+  for (int i = c->layers - 1; i >= 0; i--) {
+    struct block_run run = train_run(m, i, shape, tap, ws);
+    if (ws->checkpoint) {
+      memcpy(ws->hidden, ws->inputs[i], bytes);
+      run.repeated = true;
+      block_forward(&run, ws->hidden);
+    }
+    block_backward(&run, ws->dhidden);
+  }
+  return STATUS_OK;
+}

@@ -1,0 +1,185 @@
+/* Scratch memory of the forward and backward passes: one block, cut into arrays.
+ *
+ * What training keeps of a block is what is dear to compute again: the streams, the projections,
+ * attention's output. Norms, rotation and the gated activation are computed a second time in the
+ * backward pass: for SmolLM2 that leaves 5.6 K floats a token and block. The same code that cuts
+ * the arena measures it, with a base of NULL. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "model/internal.h"
+
+/* Logits are made for as many rows at a time as fit this many floats (64 MiB). */
+enum { CHUNK_FLOATS = 1 << 24, CHUNK_ROWS_MIN = 16, ALIGN_FLOATS = 16 };
+
+struct carver {
+  float *base; /* NULL while measuring */
+  size_t used; /* floats */
+  bool overflow;
+};
+
+static float *carve(struct carver *c, int64_t rows, int64_t cols) {
+  size_t count, end;
+  if (!checked_mul((size_t)rows, (size_t)cols, &count) ||
+      !checked_add(count, ALIGN_FLOATS - 1, &count) ||
+      !checked_add(c->used, count / ALIGN_FLOATS * ALIGN_FLOATS, &end)) {
+    c->overflow = true;
+    return NULL;
+  }
+  float *start = c->base ? c->base + c->used : NULL;
+  c->used = end;
+  return start;
+}
+
+static void carve_block(struct carver *c, const struct model_workspace *ws,
+                        struct block_memory *b) {
+  const struct model_config *config = &ws->model->config;
+  int64_t tokens = shape_tokens(ws->most), hidden = config->hidden_size;
+  int64_t q = config_q_width(config), kv = config_kv_width(config);
+  *b = (struct block_memory){0};
+  b->q_raw = carve(c, tokens, q);
+  b->k_raw = carve(c, tokens, kv);
+  b->v = carve(c, tokens, kv);
+  b->attended = carve(c, tokens, q);
+  b->gate = carve(c, tokens, config->intermediate_size);
+  b->up = carve(c, tokens, config->intermediate_size);
+  if (config->sandwich_norms) {
+    b->projected = carve(c, tokens, hidden);
+    b->mlp = carve(c, tokens, hidden);
+  }
+  if (!ws->train) return;
+  b->middle = carve(c, tokens, hidden);
+  b->lse = carve(c, tokens, config->heads);
+  b->inverse_1 = carve(c, tokens, 1);
+  b->inverse_2 = carve(c, tokens, 1);
+  if (config->sandwich_norms) {
+    b->inverse_o = carve(c, tokens, 1);
+    b->inverse_mlp = carve(c, tokens, 1);
+  }
+  if (config->qk_norm) {
+    b->q_inverse = carve(c, tokens, config->heads);
+    b->k_inverse = carve(c, tokens, config->kv_heads);
+  }
+}
+
+static void carve_backward(struct carver *c, struct model_workspace *ws) {
+  const struct model_config *config = &ws->model->config;
+  int64_t tokens = shape_tokens(ws->most), hidden = config->hidden_size;
+  int64_t q = config_q_width(config), kv = config_kv_width(config);
+  if (config->final_softcap > 0) ws->capped = carve(c, ws->chunk_rows, config->vocab_size);
+  ws->inverse_final = carve(c, tokens, 1);
+  ws->dhidden = carve(c, tokens, hidden);
+  ws->dbranch = carve(c, tokens, hidden);
+  ws->dnormed = carve(c, tokens, hidden);
+  ws->dact = carve(c, tokens, config->intermediate_size);
+  ws->dq = carve(c, tokens, q);
+  ws->dattended = carve(c, tokens, q);
+  ws->dk = carve(c, tokens, kv);
+  ws->dv = carve(c, tokens, kv);
+  for (int i = 0; i < config->layers; i++) {
+    float *input = carve(c, tokens, hidden);
+    if (ws->inputs) ws->inputs[i] = input;
+  }
+}
+
+static void carve_workspace(struct carver *c, struct model_workspace *ws) {
+  const struct model_config *config = &ws->model->config;
+  int64_t tokens = shape_tokens(ws->most);
+  ws->hidden = carve(c, tokens, config->hidden_size);
+  ws->normed = carve(c, tokens, config->hidden_size);
+  ws->q = carve(c, tokens, config_q_width(config));
+  ws->k = carve(c, tokens, config_kv_width(config));
+  ws->act = carve(c, tokens, config->intermediate_size);
+  ws->logits = carve(c, ws->chunk_rows, config->vocab_size);
+  ws->nll = carve(c, ws->chunk_rows, 1);
+  ws->targets = (int32_t *)carve(c, ws->chunk_rows, 1);
+  for (int i = 0; i < ws->block_count; i++) {
+    struct block_memory block;
+    carve_block(c, ws, &block);
+    if (ws->blocks) ws->blocks[i] = block;
+  }
+  if (ws->train) carve_backward(c, ws);
+}
+
+static struct model_workspace blank(const struct model *model, struct model_shape most,
+                                    int64_t positions, bool train, bool checkpoint) {
+  struct model_workspace ws = {.model = model,
+                               .most = most,
+                               .positions = positions,
+                               .train = train,
+                               .checkpoint = checkpoint};
+  ws.block_count = train && !checkpoint ? model->config.layers : 1;
+  ws.chunk_rows = CHUNK_FLOATS / model->config.vocab_size;
+  if (ws.chunk_rows < CHUNK_ROWS_MIN) ws.chunk_rows = CHUNK_ROWS_MIN;
+  if (ws.chunk_rows > shape_tokens(most)) ws.chunk_rows = shape_tokens(most);
+  return ws;
+}
+
+static bool has_sliding_rope(const struct model_config *c) {
+  bool sliding = false;
+  for (int i = 0; i < c->layers; i++) sliding |= c->layer_sliding[i];
+  return sliding && memcmp(&c->rope, &c->rope_sliding, sizeof c->rope) != 0;
+}
+
+size_t model_workspace_bytes(const struct model *model, struct model_shape most, bool train,
+                             bool checkpoint) {
+  struct model_workspace ws = blank(model, most, most.length, train, checkpoint);
+  struct carver carver = {0};
+  carve_workspace(&carver, &ws);
+  size_t tables = has_sliding_rope(&model->config) ? 2 : 1;
+  size_t table = (size_t)most.length * (size_t)model->config.head_dim;
+  return (carver.used + tables * table) * sizeof(float);
+}
+
+enum status workspace_make(struct model_workspace **out, const struct model *model,
+                           struct model_shape most, int64_t positions, bool train, bool checkpoint,
+                           struct error *err) {
+  const struct model_config *config = &model->config;
+  INVARIANT(most.sequences >= 1 && most.length >= 1 && positions >= most.length);
+  INVARIANT(!model->headers_only);
+  struct model_workspace *ws = mem_alloc(1, sizeof *ws, err);
+  if (!ws) return STATUS_FAILED;
+  *ws = blank(model, most, positions, train, checkpoint);
+  enum status status = STATUS_FAILED;
+  ws->blocks = mem_alloc((size_t)ws->block_count, sizeof *ws->blocks, err);
+  ws->inputs = mem_alloc((size_t)config->layers, sizeof *ws->inputs, err);
+  if (!ws->blocks || !ws->inputs) goto out;
+  struct carver carver = {0};
+  carve_workspace(&carver, ws);
+  if (carver.overflow) {
+    error_set(err, STATUS_FAILED, "windows of %lld x %lld tokens are too large for this machine",
+              (long long)most.sequences, (long long)most.length);
+    goto out;
+  }
+  ws->arena = mem_alloc(carver.used, sizeof(float), err);
+  if (!ws->arena) goto out;
+  carver = (struct carver){.base = ws->arena};
+  carve_workspace(&carver, ws);
+  status = rope_table_init(&ws->rope, &config->rope, config->head_dim, positions, err);
+  if (status == STATUS_OK && has_sliding_rope(config))
+    status =
+        rope_table_init(&ws->rope_sliding, &config->rope_sliding, config->head_dim, positions, err);
+out:
+  if (status == STATUS_OK)
+    *out = ws;
+  else
+    model_workspace_free(ws);
+  return status;
+}
+
+enum status model_workspace_new(struct model_workspace **out, const struct model *model,
+                                struct model_shape most, bool train, bool checkpoint,
+                                struct error *err) {
+  return workspace_make(out, model, most, most.length, train, checkpoint, err);
+}
+
+void model_workspace_free(struct model_workspace *ws) {
+  if (!ws) return;
+  rope_table_release(&ws->rope);
+  rope_table_release(&ws->rope_sliding);
+  mem_free(ws->arena);
+  mem_free(ws->blocks);
+  mem_free(ws->inputs);
+  mem_free(ws);
+}
