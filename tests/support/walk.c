@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "io/gguf.h"
+#include "io/npz.h"
 #include "io/safetensors_set.h"
 
 /* Where everything read ends up, so that no read is optimized away. */
@@ -84,6 +85,43 @@ enum status walk_gguf(void *ctx, const char *path, struct error *err) {
   }
   gguf_close(file);
   return status;
+}
+
+static enum status walk_array_of_numpy(struct npy_array *a, struct error *err) {
+  struct strbuf text = {0};
+  enum status status = STATUS_OK;
+  for (size_t i = 0; i < a->size_bytes; i++) sink += a->data[i];
+  for (int64_t i = 0;
+       a->kind != NPY_NUMBERS && status == STATUS_OK && i < npy_array_count(a) && i < 1000; i++)
+    status = npy_text(a, i, &text, err);
+  strbuf_free(&text);
+  npy_array_free(a);
+  return status;
+}
+
+enum status walk_npz(void *ctx, const char *path, struct error *err) {
+  struct npz *file;
+  enum status status = npz_open(&file, path, err);
+  if (status != STATUS_OK) return status;
+  for (size_t i = 0; i < npz_count(file) && status == STATUS_OK; i++) {
+    struct npy_array a;
+    INVARIANT(npz_find(file, npz_name(file, i)) == i);
+    status = npz_read(file, i, &a, err);
+    if (status == STATUS_OK) status = walk_array_of_numpy(&a, err);
+  }
+  npz_close(file);
+  return status;
+}
+
+enum status walk_npy(void *ctx, const char *path, struct error *err) {
+  char *data;
+  size_t bytes;
+  enum status status = file_read(path, 1 << 24, &data, &bytes, err);
+  if (status != STATUS_OK) return status;
+  struct npy_array a;
+  status = npy_parse((const uint8_t *)data, bytes, path, &a, err);
+  free(data);
+  return status == STATUS_OK ? walk_array_of_numpy(&a, err) : status;
 }
 
 static void walk_json_value(const json_t *value) {

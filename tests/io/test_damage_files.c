@@ -1,7 +1,9 @@
-/* Damaged safetensors, GGUF and JSON files: opened or refused with a sentence, never a crash. */
+/* Damaged files of every format that src/io reads: opened or refused with a sentence, never a
+ * crash. */
 #include <string.h>
 
 #include "io/gguf.h"
+#include "io/record.h"
 #include "io/safetensors.h"
 #include "support/damage.h"
 #include "support/support.h"
@@ -85,12 +87,48 @@ static void damaged_index(void **state) {
   damage_run(&d);
 }
 
+static void damaged_npz(void **state) {
+  (void)state;
+  struct damage d = {"npz", NULL, NULL, 0, walk_npz, NULL, 15, ROUNDS};
+  damage_run_file(&d, golden("mask.npz"));
+  d.seed = 16;
+  damage_run_file(&d, golden("plain.npz"));
+}
+
+static void damaged_npy(void **state) {
+  (void)state;
+  struct damage d = {"npy", NULL, NULL, 0, walk_npy, NULL, 17, ROUNDS};
+  damage_run_file(&d, golden("text.npy"));
+}
+
+/* Records tolerate: every line that is whole is still there, whatever happened to others. */
+static void damaged_record(void **state) {
+  (void)state;
+  static const char lines[] =
+      "{\"type\": \"start\", \"step\": 0}\n{\"step\": 1, \"loss\": 3.5}\n{\"torn\": tr";
+  struct error err = {0};
+  const char *path = scratch_path("record.jsonl");
+  must(file_write_all(path, lines, sizeof lines - 1, &err), err);
+  size_t damaged;
+  json_t *read = record_read(path, &damaged, &err);
+  assert_int_equal(json_array_size(read), 2);
+  assert_int_equal(damaged, 1);
+  json_decref(read);
+  json_t *more = json_pack("{s:i}", "step", 2);
+  must(record_append(path, more, &err), err);
+  json_decref(more);
+  read = record_read(path, &damaged, &err);
+  assert_int_equal(json_array_size(read), 3);
+  assert_int_equal(damaged, 1);
+  json_decref(read);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(damaged_safetensors),
-      cmocka_unit_test(damaged_gguf),
-      cmocka_unit_test(damaged_json),
-      cmocka_unit_test(damaged_index),
+      cmocka_unit_test(damaged_safetensors), cmocka_unit_test(damaged_gguf),
+      cmocka_unit_test(damaged_json),        cmocka_unit_test(damaged_index),
+      cmocka_unit_test(damaged_npz),         cmocka_unit_test(damaged_npy),
+      cmocka_unit_test(damaged_record),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
