@@ -8,6 +8,7 @@
 #ifndef TSR_KERNEL_SELECT_H
 #define TSR_KERNEL_SELECT_H
 
+#include "kernel/mask_kernels.h"
 #include "sparse/hybrid.h"
 #include "tensor/dtype.h"
 
@@ -80,6 +81,9 @@ struct kernel_table {
   float (*dot)(const float *x, const float *y, int64_t n);
   /* out (n) += sum over j < count of p[j] * v (count, n; leading dimension ld). */
   void (*mix)(const float *p, const float *v, int64_t ld, int64_t count, int64_t n, float *out);
+
+  /* --- soft masks --- */
+  struct mask_kernels mask;
 };
 
 const struct kernel_table *kernel_table(void);

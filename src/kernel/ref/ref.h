@@ -7,5 +7,6 @@
 void ref_fill_product(struct kernel_table *table);
 void ref_fill_row(struct kernel_table *table);
 void ref_fill_attention(struct kernel_table *table);
+void ref_fill_mask(struct kernel_table *table);
 
 #endif

@@ -1,0 +1,40 @@
+/* The serial kernels behind mask_ops.h: one row of a matrix, padded to whole blocks of groups. */
+#ifndef TSR_KERNEL_MASK_KERNELS_H
+#define TSR_KERNEL_MASK_KERNELS_H
+
+#include "kernel/mask_ops.h"
+
+struct mask_row {
+  int64_t blocks;
+  const float *logits;  /* (blocks, 5, 16) or NULL */
+  const uint8_t *codes; /* (blocks, 8): nibbles, when logits is NULL */
+  const float *tile;    /* (blocks, 16): T of each group */
+  const float *bias;    /* (6, 16), added to the exponents of the last block; or NULL */
+  float slope;          /* kappa / tau */
+  float inverse_tau;
+  bool noise;
+  uint32_t key[2], tensor, draw;
+  uint32_t counter; /* of the row's first Philox block */
+};
+
+/* Constants of one AdamW step. */
+struct mask_adamw_factors {
+  float keep; /* 1 - rate * weight_decay */
+  float rate; /* divided by the bias correction of the first moment */
+  float beta1, beta2, gradient_scale, epsilon;
+  float second_scale; /* 1 / (1 - beta2^step) */
+};
+
+struct mask_kernels {
+  /* out = w M over (blocks, 64); the sum of squares of out. */
+  double (*sample)(const struct mask_row *row, const float *w, float *out);
+  /* dlogits (blocks, 5, 16) written or added to, NULL in fixed-code rows; dtile (blocks, 16) +=
+   * each group's sum of dM * (1 - M24). */
+  void (*backward)(const struct mask_row *row, const float *w, const float *dw, float decay,
+                   bool accumulate, float *dlogits, float *dtile);
+  double (*gradient_squares)(const float *gradient, int64_t blocks);
+  void (*adamw)(const struct mask_adamw_factors *f, int64_t blocks, const float *gradient,
+                float *logits, float *first, float *second);
+};
+
+#endif

@@ -1,0 +1,322 @@
+/* Soft masks over whole matrices: see mask_ops.h. No state but scratch.
+ *
+ * An item is up to STRIP_ROWS rows of one tile row. Rows are handed to the kernels padded to whole
+ * blocks: in place where they are fp32 and fill their blocks, else through scratch. Sums per tile
+ * are taken per group over the rows of a strip, then over the strip's groups and the strips in
+ * fp64, in order. */
+#include "kernel/mask_ops.h"
+
+#include <math.h>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "kernel/scratch.h"
+#include "kernel/select.h"
+#include "sparse/mask.h"
+
+enum { STRIP_ROWS = 32, GROUP = 4, BLOCK_COLS = GROUP * MASK_BLOCK };
+static const float NEVER = -1e30f; /* the exponent of a candidate that takes no part */
+
+struct strips {
+  int64_t per_tile_row, count;
+};
+
+static struct strips strips_of(const struct mask_source *s) {
+  int64_t tile_rows = (s->rows + s->tile_rows - 1) / s->tile_rows;
+  int64_t per = (s->tile_rows + STRIP_ROWS - 1) / STRIP_ROWS;
+  return (struct strips){per, per * tile_rows};
+}
+
+static int64_t tile_cols_of(const struct mask_source *s) {
+  return (s->cols + s->tile_cols - 1) / s->tile_cols;
+}
+
+struct pass {
+  const struct mask_source *s;
+  struct matrix_view w;
+  struct strips strips;
+  float bias[(MASK_STORED + 1) * MASK_BLOCK];
+  bool ragged; /* the last group has fewer than four columns */
+  float *out;
+  const float *dw;
+  float decay;
+  bool accumulate;
+  float *dlogits;
+  double *part; /* sample: (strips); backward: (strips, tile cols) */
+};
+
+/* Exponents of the last block: candidates of its last real group whose positions do not exist. */
+static void fill_bias(struct pass *p) {
+  int64_t width = p->s->cols - (mask_row_groups(p->s->cols) - 1) * GROUP;
+  p->ragged = width < GROUP;
+  int64_t lane = (mask_row_groups(p->s->cols) - 1) % MASK_BLOCK;
+  for (int k = 0; k <= MASK_STORED; k++)
+    if (!sparse_code_fits(sparse_candidate_code[k], width)) p->bias[k * MASK_BLOCK + lane] = NEVER;
+}
+
+static struct pass pass_make(const struct mask_source *s, struct matrix_view w) {
+  INVARIANT((s->logits || s->codes) && dtype_is_native(w.dtype));
+  INVARIANT(w.rows == s->rows && w.cols == s->cols && s->tile_cols % GROUP == 0);
+  INVARIANT(s->rows <= INT32_MAX / mask_row_groups(s->cols));
+  struct pass p = {.s = s, .w = w, .strips = strips_of(s)};
+  fill_bias(&p);
+  return p;
+}
+
+/* Rows [*first, *end) of strip `item`; empty past the last row. */
+static void strip_rows(const struct pass *p, int64_t item, int64_t *first, int64_t *end) {
+  int64_t tile_row = item / p->strips.per_tile_row;
+  int64_t top = tile_row * p->s->tile_rows, bottom = top + p->s->tile_rows;
+  if (bottom > p->s->rows) bottom = p->s->rows;
+  *first = top + item % p->strips.per_tile_row * STRIP_ROWS;
+  *end = *first + STRIP_ROWS < bottom ? *first + STRIP_ROWS : bottom;
+}
+
+/* T of each group of tile row `tile_row`: out (blocks, 16). */
+static void spread_tiles(const struct mask_source *s, int64_t tile_row, float *out) {
+  int64_t groups = mask_row_groups(s->cols), padded = mask_row_blocks(s->cols) * MASK_BLOCK;
+  memset(out, 0, (size_t)padded * sizeof(float));
+  if (!s->tile_soft) return;
+  const float *soft = s->tile_soft + tile_row * tile_cols_of(s);
+  for (int64_t g = 0; g < groups; g++) out[g] = soft[g * GROUP / s->tile_cols];
+}
+
+/* Scratch of one strip, all padded to blocks. */
+struct strip_scratch {
+  float *tile, *dtile; /* (blocks, 16) */
+  float *w, *dw, *out; /* (blocks, 64) */
+  uint8_t *codes;      /* (blocks, 8) */
+};
+
+static struct strip_scratch strip_scratch_make(const struct pass *p) {
+  size_t groups = (size_t)(mask_row_blocks(p->s->cols) * MASK_BLOCK);
+  float *at = kernel_scratch(SCRATCH_MASK, groups * (2 + 3 * GROUP + 1));
+  struct strip_scratch t = {.tile = at, .dtile = at + groups, .w = at + 2 * groups};
+  t.dw = t.w + GROUP * groups;
+  t.out = t.dw + GROUP * groups;
+  t.codes = (uint8_t *)(t.out + GROUP * groups);
+  memset(at, 0, groups * (2 + 3 * GROUP + 1) * sizeof(float));
+  return t;
+}
+
+/* A row of w as whole blocks of fp32. */
+static const float *padded_weights(const struct pass *p, int64_t row, float *buffer) {
+  const struct matrix_view *w = &p->w;
+  const char *at = (const char *)w->data + row * w->cols * (w->dtype == DTYPE_F32 ? 4 : 2);
+  if (w->dtype == DTYPE_F32 && w->cols % BLOCK_COLS == 0) return (const float *)at;
+  kernel_table()->widen(w->dtype, at, w->cols, buffer);
+  return buffer;
+}
+
+static const float *padded_floats(const float *row, int64_t cols, float *buffer) {
+  if (cols % BLOCK_COLS == 0) return row;
+  memcpy(buffer, row, (size_t)cols * sizeof(float));
+  return buffer;
+}
+
+static struct mask_row row_make(const struct pass *p, int64_t row, const struct strip_scratch *t) {
+  const struct mask_source *s = p->s;
+  struct mask_row r = {.blocks = mask_row_blocks(s->cols),
+                       .tile = t->tile,
+                       .bias = p->ragged ? p->bias : NULL,
+                       .slope = s->kappa / s->tau,
+                       .inverse_tau = 1.0f / s->tau,
+                       .noise = s->noise,
+                       .key = {s->key[0], s->key[1]},
+                       .tensor = s->tensor,
+                       .draw = s->draw,
+                       .counter = (uint32_t)(2 * row * mask_row_groups(s->cols))};
+  if (s->logits) {
+    r.logits = s->logits + mask_logit_index(s->cols, row, 0, 0);
+  } else {
+    int64_t stride = (s->cols + 7) / 8;
+    memcpy(t->codes, s->codes + row * stride, (size_t)stride);
+    r.codes = t->codes;
+  }
+  return r;
+}
+
+static void sample_item(void *ctx, int64_t item, int worker) {
+  const struct pass *p = ctx;
+  (void)worker;
+  int64_t first, end, cols = p->s->cols;
+  strip_rows(p, item, &first, &end);
+  p->part[item] = 0;
+  if (first >= end) return;
+  struct strip_scratch t = strip_scratch_make(p);
+  spread_tiles(p->s, first / p->s->tile_rows, t.tile);
+  for (int64_t row = first; row < end; row++) {
+    struct mask_row r = row_make(p, row, &t);
+    const float *w = padded_weights(p, row, t.w);
+    bool whole = cols % BLOCK_COLS == 0;
+    float *out = p->out + row * cols;
+    p->part[item] += kernel_table()->mask.sample(&r, w, whole ? out : t.out);
+    if (!whole) memcpy(out, t.out, (size_t)cols * sizeof(float));
+  }
+}
+
+static double *part_scratch(int64_t count) {
+  return (double *)kernel_scratch(SCRATCH_LINEAR, (size_t)(2 * count));
+}
+
+double mask_sample(const struct mask_source *source, struct matrix_view w, float *out) {
+  struct pass p = pass_make(source, w);
+  p.out = out;
+  p.part = part_scratch(p.strips.count);
+  parallel_for(p.strips.count, sample_item, &p);
+  double sum = 0;
+  for (int64_t i = 0; i < p.strips.count; i++) sum += p.part[i];
+  return sum;
+}
+
+/* Sums a strip's groups by tile: part (tile cols). */
+static void gather_tiles(const struct mask_source *s, const float *dtile, double *part) {
+  int64_t groups = mask_row_groups(s->cols);
+  memset(part, 0, (size_t)tile_cols_of(s) * sizeof(double));
+  for (int64_t g = 0; g < groups; g++) part[g * GROUP / s->tile_cols] += dtile[g];
+}
+
+static void backward_item(void *ctx, int64_t item, int worker) {
+  const struct pass *p = ctx;
+  (void)worker;
+  const struct mask_source *s = p->s;
+  int64_t first, end, cols = s->cols;
+  strip_rows(p, item, &first, &end);
+  struct strip_scratch t = strip_scratch_make(p);
+  if (first < end) spread_tiles(s, first / s->tile_rows, t.tile);
+  for (int64_t row = first; row < end; row++) {
+    struct mask_row r = row_make(p, row, &t);
+    const float *w = padded_weights(p, row, t.w);
+    const float *dw = padded_floats(p->dw + row * cols, cols, t.dw);
+    float *dlogits = s->logits ? p->dlogits + mask_logit_index(cols, row, 0, 0) : NULL;
+    kernel_table()->mask.backward(&r, w, dw, p->decay, p->accumulate, dlogits, t.dtile);
+  }
+  gather_tiles(s, t.dtile, p->part + item * tile_cols_of(s));
+}
+
+static void reduce_tiles(const struct pass *p, double *dtile) {
+  int64_t tile_cols = tile_cols_of(p->s), tile_rows = p->strips.count / p->strips.per_tile_row;
+  if (!p->accumulate) memset(dtile, 0, (size_t)(tile_rows * tile_cols) * sizeof(double));
+  for (int64_t i = 0; i < p->strips.count; i++)
+    for (int64_t c = 0; c < tile_cols; c++)
+      dtile[i / p->strips.per_tile_row * tile_cols + c] += p->part[i * tile_cols + c];
+}
+
+void mask_backward(const struct mask_source *source, struct matrix_view w, const float *dw,
+                   float decay, bool accumulate, float *dlogits, double *dtile) {
+  struct pass p = pass_make(source, w);
+  p.dw = dw;
+  p.decay = decay;
+  p.accumulate = accumulate;
+  p.dlogits = dlogits;
+  p.part = part_scratch(p.strips.count * tile_cols_of(source));
+  parallel_for(p.strips.count, backward_item, &p);
+  if (source->tile_soft) reduce_tiles(&p, dtile);
+}
+
+/* --- hardening --- */
+
+static uint8_t hard_code(const float *logits, int64_t cols, int64_t row, int64_t group) {
+  int64_t width = cols - group * GROUP < GROUP ? cols - group * GROUP : GROUP;
+  int best = 0;
+  float top = logits[mask_logit_index(cols, row, group, 0)];
+  for (int k = 1; k <= MASK_STORED; k++) {
+    float value = k < MASK_STORED ? logits[mask_logit_index(cols, row, group, k)] : 0.0f;
+    if (value > top && sparse_code_fits(sparse_candidate_code[k], width)) {
+      best = k;
+      top = value;
+    }
+  }
+  return sparse_candidate_code[best];
+}
+
+struct harden {
+  const float *logits;
+  int64_t rows, cols;
+  uint8_t *codes;
+  int64_t *changed; /* (items) */
+};
+
+static void harden_item(void *ctx, int64_t item, int worker) {
+  const struct harden *h = ctx;
+  (void)worker;
+  int64_t groups = mask_row_groups(h->cols), stride = (h->cols + 7) / 8, changed = 0;
+  int64_t end = (item + 1) * STRIP_ROWS < h->rows ? (item + 1) * STRIP_ROWS : h->rows;
+  for (int64_t row = item * STRIP_ROWS; row < end; row++)
+    for (int64_t g = 0; g < groups; g++) {
+      uint8_t *pair = h->codes + row * stride + g / 2, code = hard_code(h->logits, h->cols, row, g);
+      int shift = g % 2 * 4;
+      changed += (*pair >> shift & 15) != code;
+      *pair = (uint8_t)((*pair & ~(15 << shift)) | code << shift);
+    }
+  h->changed[item] = changed;
+}
+
+int64_t mask_harden(const float *logits, int64_t rows, int64_t cols, uint8_t *codes) {
+  int64_t items = (rows + STRIP_ROWS - 1) / STRIP_ROWS, sum = 0;
+  struct harden h = {logits, rows, cols, codes, (int64_t *)part_scratch(items)};
+  parallel_for(items, harden_item, &h);
+  for (int64_t i = 0; i < items; i++) sum += h.changed[i];
+  return sum;
+}
+
+/* --- the optimizer --- */
+
+enum { ITEM_BLOCKS = 512 };
+
+struct update {
+  const float *gradient;
+  int64_t blocks;
+  struct mask_adamw_factors factors;
+  float *logits, *first, *second;
+  double *part;
+};
+
+static int64_t item_blocks(const struct update *u, int64_t item) {
+  int64_t left = u->blocks - item * ITEM_BLOCKS;
+  return left < ITEM_BLOCKS ? left : ITEM_BLOCKS;
+}
+
+static void squares_item(void *ctx, int64_t item, int worker) {
+  const struct update *u = ctx;
+  (void)worker;
+  const float *at = u->gradient + item * ITEM_BLOCKS * MASK_STORED * MASK_BLOCK;
+  u->part[item] = kernel_table()->mask.gradient_squares(at, item_blocks(u, item));
+}
+
+double mask_gradient_squares(const float *gradient, int64_t rows, int64_t cols) {
+  struct update u = {.gradient = gradient, .blocks = rows * mask_row_blocks(cols)};
+  int64_t items = (u.blocks + ITEM_BLOCKS - 1) / ITEM_BLOCKS;
+  u.part = part_scratch(items);
+  parallel_for(items, squares_item, &u);
+  double sum = 0;
+  for (int64_t i = 0; i < items; i++) sum += u.part[i];
+  return sum;
+}
+
+static void adamw_item(void *ctx, int64_t item, int worker) {
+  const struct update *u = ctx;
+  (void)worker;
+  int64_t at = item * ITEM_BLOCKS * MASK_STORED * MASK_BLOCK;
+  int64_t second_at = item * ITEM_BLOCKS * (MASK_STORED + 1) * MASK_BLOCK;
+  kernel_table()->mask.adamw(&u->factors, item_blocks(u, item), u->gradient + at, u->logits + at,
+                             u->first + at, u->second + second_at);
+}
+
+void mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols, const float *gradient,
+                     float *logits, float *first, float *second) {
+  struct update u = {.gradient = gradient,
+                     .blocks = rows * mask_row_blocks(cols),
+                     .logits = logits,
+                     .first = first,
+                     .second = second};
+  u.factors = (struct mask_adamw_factors){
+      .keep = (float)(1 - (double)o->rate * o->weight_decay),
+      .rate = (float)(o->rate / (1 - pow(o->beta1, (double)o->step))),
+      .beta1 = o->beta1,
+      .beta2 = o->beta2,
+      .gradient_scale = o->gradient_scale,
+      .epsilon = o->epsilon,
+      .second_scale = (float)(1 / (1 - pow(o->beta2, (double)o->step)))};
+  parallel_for((u.blocks + ITEM_BLOCKS - 1) / ITEM_BLOCKS, adamw_item, &u);
+}
