@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "cli/commands.h"
 
-static const struct command *const commands[] = {NULL};
+static const struct command *const commands[] = {&command_tokenize, NULL};
 
 static void print_usage(FILE *out) {
   fprintf(out,

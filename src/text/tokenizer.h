@@ -28,6 +28,7 @@ struct token_ids {
   size_t count, capacity;
 };
 void token_ids_free(struct token_ids *ids);
+enum status token_ids_push(struct token_ids *ids, int32_t id, struct error *err);
 
 enum {
   TOKENIZE_NO_BOS = 1,    /* no BOS / EOS, whatever the tokenizer's settings say */
