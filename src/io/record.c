@@ -28,21 +28,18 @@ static bool write_whole(int fd, const char *data, size_t bytes) {
 }
 
 enum status record_append(const char *path, const json_t *line, struct error *err) {
-  char *text = json_dumps(line, JSON_COMPACT | JSON_ENSURE_ASCII);
-  INVARIANT(text != NULL);
   struct strbuf out = {0};
   int fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
   bool good = fd >= 0;
   if (good) {
     if (ends_torn(fd)) strbuf_putc(&out, '\n');
-    strbuf_puts(&out, text);
+    json_format(&out, line, 0);
     strbuf_putc(&out, '\n');
     good = write_whole(fd, out.data, out.length) && (fdatasync(fd) == 0 || errno == EINVAL);
   }
   int reason = errno;
   if (fd >= 0) good = close(fd) == 0 && good;
   strbuf_free(&out);
-  free(text);
   if (good) return STATUS_OK;
   return error_set(err, STATUS_FAILED, "the record %s could not be written: %s", path,
                    strerror(reason));

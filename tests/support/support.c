@@ -36,9 +36,11 @@ const char *program(void) {
 }
 
 static char scratch_folder[64];
+static pid_t scratch_owner; /* a forked child that exits leaves the folder to its parent */
 
 static void remove_scratch(void) {
   char command[96];
+  if (getpid() != scratch_owner) return;
   snprintf(command, sizeof command, "rm -rf '%s'", scratch_folder);
   if (system(command)) fprintf(stderr, "could not remove %s\n", scratch_folder);
 }
@@ -47,6 +49,7 @@ const char *scratch(void) {
   if (!*scratch_folder) {
     strcpy(scratch_folder, "/tmp/tessera-test-XXXXXX");
     assert_non_null(mkdtemp(scratch_folder));
+    scratch_owner = getpid();
     atexit(remove_scratch);
   }
   return scratch_folder;
