@@ -9,8 +9,8 @@
 
 #include "base/mem.h"
 #include "base/strbuf.h"
-#include "io/safetensors.h"
-#include "sparse/mask.h"
+#include "io/npz.h"
+#include "sparse/mask_npz.h"
 
 #define MASK_FORMAT "tessera-mask"
 #define MASK_VERSION "1"
@@ -269,6 +269,7 @@ static enum status load_header(struct mask_input *in, struct mask_set *set, stru
 
 enum status mask_load(struct mask_set *set, const char *path, struct error *err) {
   struct safetensors *file = NULL;
+  if (npz_recognise(path)) return mask_npz_load(set, path, err);
   *set = (struct mask_set){0};
   enum status status = safetensors_open(&file, path, err);
   if (status) return status;
