@@ -118,3 +118,11 @@ void config_read_layer_types(struct config_reader *in, struct model_config *conf
     config->layer_sliding[i] = sliding;
   }
 }
+
+void config_write_layer_types(const struct model_config *config, json_t *json) {
+  json_t *types = json_array();
+  for (int i = 0; i < config->layers; i++)
+    json_array_append_new(
+        types, json_string(config->layer_sliding[i] ? "sliding_attention" : "full_attention"));
+  json_object_set_new(json, "layer_types", types);
+}

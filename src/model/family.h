@@ -33,6 +33,7 @@ void config_refuse(struct config_reader *in, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* "layer_types" of a config.json; layers keep what they have when the key is absent. */
 void config_read_layer_types(struct config_reader *in, struct model_config *config);
+void config_write_layer_types(const struct model_config *config, json_t *json);
 
 struct model_family {
   const char *name;           /* as tessera prints it */

@@ -62,11 +62,7 @@ static void read_gguf(struct config_reader *in, struct model_config *config) {
 }
 
 static void write_json(const struct model_config *config, json_t *json) {
-  json_t *types = json_array();
-  for (int i = 0; i < config->layers; i++)
-    json_array_append_new(
-        types, json_string(config->layer_sliding[i] ? "sliding_attention" : "full_attention"));
-  json_object_set_new(json, "layer_types", types);
+  config_write_layer_types(config, json);
   json_object_set_new(json, "sliding_window", json_integer(config->sliding_window));
   json_object_set_new(json, "rope_local_base_freq", json_real(config->rope_sliding.theta));
   double scalar = 1 / (config->query_scale * config->query_scale);

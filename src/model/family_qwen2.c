@@ -21,8 +21,7 @@ static void read_json(struct config_reader *in, struct model_config *config) {
   config_read_layer_types(in, config);
 }
 
-/* layer_types alone would not do for transformers 4, which reads max_window_layers: the layers
- * that slide are the last ones in every model that was read from that key. */
+/* Both ways of saying which layers slide: older readers know max_window_layers only. */
 static void write_json(const struct model_config *config, json_t *json) {
   int first = 0;
   while (first < config->layers && !config->layer_sliding[first]) first++;
@@ -30,6 +29,7 @@ static void write_json(const struct model_config *config, json_t *json) {
   json_object_set_new(json, "sliding_window",
                       config->sliding_window ? json_integer(config->sliding_window) : json_null());
   json_object_set_new(json, "max_window_layers", json_integer(first));
+  config_write_layer_types(config, json);
 }
 
 const struct model_family family_qwen2 = {

@@ -1,5 +1,6 @@
-/* Logits and weight gradients of every family against transformers, on tiny random models with every
- * feature of the family on (tools/golden/make_models.py), from directories and from GGUF files. */
+/* Logits and weight gradients of every family against transformers, on tiny random models with
+ * every feature of the family on (tools/golden/make_models.py), from directories and from GGUF
+ * files. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -158,8 +159,8 @@ static void check_family_bits(const char *name) {
   model_close(model);
 }
 
-#define FAMILY(name)                                                          \
-  static void name##_logits(void **state) { check_family_logits(#name); }     \
+#define FAMILY(name)                                                            \
+  static void name##_logits(void **state) { check_family_logits(#name); }       \
   static void name##_gradients(void **state) { check_family_gradients(#name); } \
   static void name##_bits(void **state) { check_family_bits(#name); }
 FAMILY(llama)

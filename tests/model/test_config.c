@@ -1,0 +1,209 @@
+/* Configurations: what the two forms of config.json and GGUF keys mean, what is refused and by
+ * which name, round trips through the config.json that tessera writes, and damage. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/config.h"
+#include "support/damage.h"
+#include "support/support.h"
+
+static struct error err;
+
+#define SIZES                                                                               \
+  "\"vocab_size\":100,\"hidden_size\":32,\"intermediate_size\":64,\"num_hidden_layers\":4," \
+  "\"num_attention_heads\":4"
+
+static enum status parse(struct model_config *config, const char *text) {
+  json_t *json = json_loads(text, 0, NULL);
+  if (!json) fail_msg("not JSON: %s", text);
+  enum status status = model_config_from_json(config, json, "config.json", &err);
+  json_decref(json);
+  return status;
+}
+
+static void refused(const char *text, const char *name) {
+  static struct model_config config;
+  err = (struct error){0};
+  assert_int_equal(parse(&config, text), STATUS_REFUSED);
+  if (!strstr(err.text, name)) fail_msg("\"%s\" does not name \"%s\"", err.text, name);
+  assert_non_null(strstr(err.text, "config.json"));
+}
+
+static void llama_old_form(void **state) {
+  static struct model_config c;
+  must(parse(&c, "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"]," SIZES
+                 ",\"rope_theta\":500000.0,\"max_position_embeddings\":131072,"
+                 "\"rope_scaling\":{\"factor\":32.0,\"high_freq_factor\":4.0,\"low_freq_factor\":"
+                 "1.0,\"original_max_position_embeddings\":8192,\"rope_type\":\"llama3\"},"
+                 "\"eos_token_id\":[7,8],\"bos_token_id\":5,\"num_key_value_heads\":2}"),
+       err);
+  assert_string_equal(model_family_name(&c), "llama");
+  assert_int_equal(c.rope.scaling, ROPE_LLAMA3);
+  assert_true(c.rope.factor == 32 && c.rope.original_context == 8192 && c.rope.theta == 5e5);
+  assert_int_equal(c.head_dim, 8);
+  assert_int_equal(c.kv_heads, 2);
+  assert_int_equal(c.eos_id, 7);
+  assert_int_equal(c.bos_id, 5);
+  assert_false(c.tied_embeddings);
+  assert_true(fabs(c.query_scale - 1 / sqrt(8)) < 1e-15);
+}
+
+static void llama_new_form(void **state) {
+  static struct model_config c;
+  must(parse(&c, "{\"model_type\":\"llama\"," SIZES
+                 ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4,\"rope_theta\":"
+                 "20000.0},\"num_key_value_heads\":null,\"head_dim\":null}"),
+       err);
+  assert_int_equal(c.rope.scaling, ROPE_LINEAR);
+  assert_true(c.rope.factor == 4 && c.rope.theta == 20000);
+  assert_int_equal(c.kv_heads, 4);
+}
+
+static void silent_defaults(void **state) {
+  static struct model_config c;
+  must(parse(&c, "{\"model_type\":\"llama\"," SIZES "}"), err);
+  assert_true(c.rope.theta == 1e4 && c.rms_eps == 1e-6);
+  assert_int_equal(c.context_length, 2048);
+  must(parse(&c, "{\"model_type\":\"qwen3\",\"num_key_value_heads\":2," SIZES "}"), err);
+  assert_int_equal(c.head_dim, 128);
+  assert_true(c.qk_norm && !c.qkv_bias);
+}
+
+static void windows(void **state) {
+  static struct model_config c;
+  must(parse(&c, "{\"model_type\":\"mistral\",\"num_key_value_heads\":2,\"sliding_window\":9," SIZES
+                 "}"),
+       err);
+  assert_true(c.sliding_window == 9 && c.layer_sliding[0] && c.layer_sliding[3]);
+  must(parse(&c,
+             "{\"model_type\":\"mistral\",\"num_key_value_heads\":2,\"sliding_window\":null," SIZES
+             "}"),
+       err);
+  assert_false(c.layer_sliding[0]);
+  must(parse(&c,
+             "{\"model_type\":\"qwen2\",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
+             "\"sliding_window\":9,\"max_window_layers\":3," SIZES "}"),
+       err);
+  assert_true(!c.layer_sliding[2] && c.layer_sliding[3]);
+  must(parse(&c,
+             "{\"model_type\":\"qwen2\",\"num_key_value_heads\":2,\"use_sliding_window\":false,"
+             "\"sliding_window\":9,\"max_window_layers\":0," SIZES "}"),
+       err);
+  assert_false(c.layer_sliding[3]);
+}
+
+/* The config.json of gemma-3-4b-it leaves most sizes to transformers' defaults. */
+static void gemma_wrapper(void **state) {
+  static struct model_config c;
+  must(parse(&c,
+             "{\"model_type\":\"gemma3\",\"architectures\":[\"Gemma3ForConditionalGeneration\"],"
+             "\"text_config\":{\"hidden_size\":2560,\"intermediate_size\":10240,\"model_type\":"
+             "\"gemma3_text\",\"num_hidden_layers\":34,\"rope_scaling\":{\"factor\":8.0,"
+             "\"rope_type\":\"linear\"},\"sliding_window\":1024}}"),
+       err);
+  assert_int_equal(c.heads, 8);
+  assert_int_equal(c.kv_heads, 4);
+  assert_int_equal(c.head_dim, 256);
+  assert_int_equal(c.vocab_size, 262208);
+  assert_true(c.tied_embeddings && c.sandwich_norms && c.qk_norm && c.norm_plus_one);
+  assert_true(c.layer_sliding[4] && !c.layer_sliding[5] && c.layer_sliding[6]);
+  assert_true(c.rope.theta == 1e6 && c.rope.factor == 8 && c.rope.scaling == ROPE_LINEAR);
+  assert_true(c.rope_sliding.theta == 1e4 && c.rope_sliding.scaling == ROPE_PLAIN);
+  assert_true(c.embed_scale == sqrt(2560));
+}
+
+static void refusals(void **state) {
+#define LLAMA "{\"model_type\":\"llama\"," SIZES
+  refused("{\"model_type\":\"mamba\"," SIZES "}", "mamba");
+  refused("{" SIZES "}", "model_type");
+  refused("[1]", "object");
+  refused(LLAMA ",\"architectures\":[\"LlamaForSequenceClassification\"]}", "SequenceClass");
+  refused(LLAMA ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "yarn");
+  refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"dynamic\",\"factor\":2}}", "dynamic");
+  refused(LLAMA ",\"rope_parameters\":{\"rope_type\":\"longrope\"}}", "longrope");
+  refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\"}}", "factor");
+  refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}}", "low_freq_factor");
+  refused(LLAMA ",\"rope_scaling\":7}", "rotary");
+  refused(LLAMA ",\"partial_rotary_factor\":0.5}", "partial");
+  refused(LLAMA ",\"hidden_act\":\"relu\"}", "relu");
+  refused(LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}", "gptq");
+  refused(LLAMA ",\"num_key_value_heads\":3}", "3 key-value heads");
+  refused(LLAMA ",\"head_dim\":7}", "odd");
+  refused(LLAMA ",\"head_dim\":\"8\"}", "head_dim");
+  refused(LLAMA ",\"rms_norm_eps\":-1}", "rms_norm_eps");
+  refused(LLAMA ",\"max_position_embeddings\":0}", "max_position_embeddings");
+  refused(LLAMA ",\"eos_token_id\":\"</s>\"}", "eos_token_id");
+  refused("{\"model_type\":\"llama\",\"hidden_size\":32}", "vocabulary");
+  refused("{\"model_type\":\"llama\",\"num_hidden_layers\":99999999999}", "num_hidden_layers");
+  refused("{\"model_type\":\"gemma3_text\",\"use_bidirectional_attention\":true}", "bidirectional");
+  refused("{\"model_type\":\"gemma3_text\",\"layer_types\":[\"full_attention\"]}", "layer_types");
+  refused("{\"model_type\":\"gemma3\"}", "text_config");
+  refused(
+      "{\"model_type\":\"qwen3\",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
+      "\"layer_types\":[\"full_attention\",\"chunked_attention\",\"full_attention\","
+      "\"full_attention\"]," SIZES "}",
+      "chunked_attention");
+}
+
+/* What is written, read again, is the same configuration, for every golden model. */
+static void round_trip(void **state) {
+  static const char *const names[] = {"llama", "mistral", "qwen2", "qwen3", "gemma3"};
+  static struct model_config first, second;
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s/config.json", golden("models"), names[i]);
+    json_t *json = json_read_file(path, 1 << 20, &err);
+    assert_non_null(json);
+    must(model_config_from_json(&first, json, path, &err), err);
+    json_decref(json);
+    json = model_config_to_json(&first, "bfloat16");
+    must(model_config_from_json(&second, json, path, &err), err);
+    json_decref(json);
+    assert_memory_equal(&first, &second, sizeof first);
+  }
+}
+
+static enum status open_config(void *ctx, const char *path, struct error *e) {
+  static struct model_config config;
+  json_t *json = json_read_file(path, 1 << 20, e);
+  if (!json) return e->status;
+  enum status status = model_config_from_json(&config, json, path, e);
+  json_decref(json);
+  return status;
+}
+
+static enum status open_gguf_config(void *ctx, const char *path, struct error *e) {
+  static struct model_config config;
+  struct gguf *gguf = NULL;
+  enum status status = gguf_open(&gguf, path, e);
+  if (status == STATUS_OK) status = model_config_from_gguf(&config, gguf, path, e);
+  if (gguf) gguf_close(gguf);
+  return status;
+}
+
+static void damaged_json(void **state) {
+  struct damage d = {
+      .name = "config", .suffix = ".json", .open = open_config, .seed = 1, .rounds = 3000};
+  damage_run_file(&d, golden("models/gemma3/config.json"));
+  d.seed = 2;
+  damage_run_file(&d, golden("models/llama/config.json"));
+}
+
+static void damaged_gguf(void **state) {
+  struct damage d = {
+      .name = "config", .suffix = ".gguf", .open = open_gguf_config, .seed = 3, .rounds = 1000};
+  damage_run_file(&d, golden("models/llama.gguf"));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(llama_old_form),  cmocka_unit_test(llama_new_form),
+      cmocka_unit_test(silent_defaults), cmocka_unit_test(windows),
+      cmocka_unit_test(gemma_wrapper),   cmocka_unit_test(refusals),
+      cmocka_unit_test(round_trip),      cmocka_unit_test(damaged_json),
+      cmocka_unit_test(damaged_gguf),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
