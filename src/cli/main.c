@@ -8,7 +8,12 @@
 #include "base/log.h"
 #include "cli/commands.h"
 
-static const struct command *const commands[] = {&command_tokenize, NULL};
+static const struct command *const commands[] = {
+    &command_tokenize,
+    &command_eval,
+    &command_report,
+    NULL,
+};
 
 static void print_usage(FILE *out) {
   fprintf(out,

@@ -4,12 +4,12 @@
 #include "eval/eval.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "eval/states.h"
 #include "kernel/ops.h"
 
 enum {
@@ -22,8 +22,10 @@ enum {
 struct side {
   const struct model *model;
   struct model_workspace *workspace;
-  float *normed; /* (batch * length, hidden_size) */
-  float *logits; /* (chunk_rows, vocab_size) */
+  float *computed;           /* (batch * length, hidden_size) */
+  struct states_cache cache; /* open where the states of all windows are kept */
+  const float *normed;       /* of the batch: `computed`, or a part of what is kept */
+  float *logits;             /* (chunk_rows, vocab_size) */
 };
 
 struct pass {
@@ -62,22 +64,39 @@ static int64_t choose_chunk_rows(int64_t vocab_size) {
   return rows < CHUNK_ROWS_MOST ? rows : CHUNK_ROWS_MOST;
 }
 
-static enum status side_init(struct side *side, const struct model *model, const struct pass *pass,
+static enum status side_init(struct side *side, const struct model *model, const char *cache,
+                             const struct windows *windows, const struct pass *pass,
                              struct error *err) {
   const struct model_config *config = model_config(model);
   side->model = model;
-  side->normed =
-      mem_alloc((size_t)(pass->batch * pass->length), (size_t)config->hidden_size * 4, err);
   side->logits = mem_alloc((size_t)pass->chunk_rows, (size_t)config->vocab_size * 4, err);
-  if (!side->normed || !side->logits) return STATUS_FAILED;
+  if (!side->logits) return STATUS_FAILED;
+  if (cache) return states_cache_open(&side->cache, cache, model, windows, pass->batch, err);
+  side->computed =
+      mem_alloc((size_t)(pass->batch * pass->length), (size_t)config->hidden_size * 4, err);
+  if (!side->computed) return STATUS_FAILED;
   return model_workspace_new(&side->workspace, model,
                              (struct model_shape){pass->batch, pass->length}, false, false, err);
+}
+
+/* side->normed for windows [first, first + count). */
+static enum status side_states(struct side *side, const struct windows *windows, int64_t first,
+                               int64_t count, int32_t *ids, struct error *err) {
+  if (side->cache.normed) {
+    side->normed =
+        side->cache.normed + first * windows->length * model_config(side->model)->hidden_size;
+    return STATUS_OK;
+  }
+  side->normed = side->computed;
+  return states_compute(side->model, windows, first, count, side->workspace, ids, side->computed,
+                        err);
 }
 
 static void pass_release(struct pass *pass) {
   for (int i = 0; i < pass->sides; i++) {
     model_workspace_free(pass->side[i].workspace);
-    mem_free(pass->side[i].normed);
+    states_cache_close(&pass->side[i].cache);
+    mem_free(pass->side[i].computed);
     mem_free(pass->side[i].logits);
   }
   mem_free(pass->ids);
@@ -91,25 +110,26 @@ static void pass_release(struct pass *pass) {
 
 static enum status pass_init(struct pass *pass, const struct eval_request *request,
                              struct error *err) {
-  size_t windows = (size_t)request->windows->count;
+  const struct windows *windows = request->windows;
   *pass = (struct pass){.batch = choose_batch(request),
-                        .length = request->windows->length,
+                        .length = windows->length,
                         .sides = request->reference ? 2 : 1};
   pass->chunk_rows = choose_chunk_rows(model_config(request->model)->vocab_size);
-  size_t tokens = (size_t)(pass->batch * pass->length);
+  size_t tokens = (size_t)(pass->batch * pass->length), count = (size_t)windows->count;
   pass->ids = mem_alloc(tokens, sizeof *pass->ids, err);
   pass->nll = mem_alloc(tokens, sizeof *pass->nll, err);
   pass->kl = mem_alloc(tokens, sizeof *pass->kl, err);
   pass->agree = mem_alloc(tokens, 1, err);
-  pass->window_nll = mem_alloc(windows, sizeof(double), err);
-  pass->window_kl = mem_alloc(windows, sizeof(double), err);
-  pass->window_agrees = mem_alloc(windows, sizeof(double), err);
+  pass->window_nll = mem_alloc(count, sizeof(double), err);
+  pass->window_kl = mem_alloc(count, sizeof(double), err);
+  pass->window_agrees = mem_alloc(count, sizeof(double), err);
   if (!pass->ids || !pass->nll || !pass->kl || !pass->agree || !pass->window_nll ||
       !pass->window_kl || !pass->window_agrees)
     return STATUS_FAILED;
-  enum status status = side_init(&pass->side[0], request->model, pass, err);
+  enum status status = side_init(&pass->side[0], request->model, NULL, windows, pass, err);
   if (!status && request->reference)
-    status = side_init(&pass->side[1], request->reference, pass, err);
+    status =
+        side_init(&pass->side[1], request->reference, request->reference_cache, windows, pass, err);
   return status;
 }
 
@@ -145,14 +165,8 @@ static double mean_of(const float *values, int64_t count) {
 static enum status measure_batch(struct pass *pass, const struct windows *windows, int64_t first,
                                  int64_t count, struct error *err) {
   int64_t predictions = pass->length - 1;
-  for (int64_t w = 0; w < count; w++)
-    memcpy(pass->ids + w * pass->length, windows_at(windows, first + w),
-           (size_t)pass->length * sizeof *pass->ids);
   for (int i = 0; i < pass->sides; i++) {
-    struct side *side = &pass->side[i];
-    enum status status =
-        model_forward(side->model, pass->ids, (struct model_shape){count, pass->length}, NULL,
-                      side->workspace, side->normed, err);
+    enum status status = side_states(&pass->side[i], windows, first, count, pass->ids, err);
     if (status) return status;
   }
   for (int64_t w = 0; w < count; w++) {

@@ -18,6 +18,7 @@ struct eval_request {
   const struct model *model;
   const struct model *reference; /* for the KL, or NULL */
   const struct windows *windows; /* length at least 2 */
+  const char *reference_cache;   /* keeps the reference's hidden states (states.h), or NULL */
   int64_t batch;                 /* windows in one pass; 0 = about EVAL_PASS_TOKENS tokens */
 };
 enum { EVAL_PASS_TOKENS = 2048 };

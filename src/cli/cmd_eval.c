@@ -1,0 +1,188 @@
+/* tessera eval: perplexity over a text, and the divergence from a reference model. */
+#include <math.h>
+#include <stdio.h>
+
+#include "base/log.h"
+#include "base/parallel.h"
+#include "cli/commands.h"
+#include "cli/inputs.h"
+#include "cli/output.h"
+#include "eval/eval.h"
+#include "kernel/ops.h"
+
+enum { WINDOW_MOST = 4096 }; /* the field's, where the model's context is at least as long */
+
+struct settings {
+  const char *mask, *ppl, *kl_to, *kl_cache;
+  int64_t window, batch, tokens;
+  int precision;
+  struct common_options common;
+};
+
+static const struct option options[] = {
+    {"mask", OPTION_TEXT, offsetof(struct settings, mask), NULL, 0, 0, NULL, "MASK",
+     "drop what this mask file drops"},
+    {"ppl", OPTION_TEXT, offsetof(struct settings, ppl), NULL, 0, 0, NULL, "FILE",
+     "the text: UTF-8, .jsonl, or either as .gz or .zst"},
+    {"window", OPTION_INT, offsetof(struct settings, window), "0", 0, 1 << 20, NULL, "L",
+     "tokens of a window, at least 2; 0 means the model's context, at most 4096"},
+    {"kl-to", OPTION_TEXT, offsetof(struct settings, kl_to), NULL, 0, 0, NULL, "MODEL",
+     "also measure KL(MODEL || this model) and how often both find the same token likeliest"},
+    {"kl-cache", OPTION_TEXT, offsetof(struct settings, kl_cache), NULL, 0, 0, NULL, "FILE",
+     "keep the last hidden states of --kl-to's model in FILE and use them again for the same text: "
+     "4 bytes x hidden size a token"},
+    {"batch", OPTION_INT, offsetof(struct settings, batch), "0", 0, 4096, NULL, "N",
+     "windows in one pass; 0 means about 2048 tokens"},
+    {"tokens", OPTION_INT, offsetof(struct settings, tokens), "0", 0, 1e12, NULL, "N",
+     "use only the first N tokens of the text; 0 means all"},
+    {"precision", OPTION_CHOICE, offsetof(struct settings, precision), "fp32", 0, 0, "fp32", "NAME",
+     "arithmetic of the products; weights are dequantized exactly"},
+    COMMON_OPTIONS(struct settings, common)};
+
+/* Everything that the command opens. */
+struct inputs {
+  struct model *model, *reference;
+  struct tokenizer *tokenizer;
+  struct corpus corpus;
+  struct windows windows;
+};
+
+static void close_inputs(struct inputs *in) {
+  windows_free(&in->windows);
+  corpus_free(&in->corpus);
+  tokenizer_close(in->tokenizer);
+  model_close(in->model);
+  model_close(in->reference);
+}
+
+static enum status check_settings(const struct settings *s, struct error *err) {
+  if (!s->ppl) return error_set(err, STATUS_USAGE, "tessera eval needs --ppl FILE, the text");
+  if (s->window == 1) return error_set(err, STATUS_USAGE, "--window must be at least 2, or 0");
+  if (s->kl_cache && !s->kl_to)
+    return error_set(err, STATUS_USAGE, "--kl-cache belongs to --kl-to MODEL, which is missing");
+  return STATUS_OK;
+}
+
+/* The window, and a warning where it is longer than what the model was made for. */
+static int64_t choose_window(const struct settings *s, const struct model *model) {
+  int64_t context = model_config(model)->context_length;
+  if (s->window == 0) return context < WINDOW_MOST ? context : WINDOW_MOST;
+  if (s->window > context)
+    log_warn("windows of %lld tokens are longer than the %lld of the model's context",
+             (long long)s->window, (long long)context);
+  return s->window;
+}
+
+static enum status open_inputs(struct inputs *in, const struct settings *s, const char *path,
+                               struct error *err) {
+  enum status status = inputs_model(&in->model, path, s->mask, err);
+  if (!status) status = tokenizer_open(&in->tokenizer, path, err);
+  if (!status) status = corpus_load(&in->corpus, s->ppl, in->tokenizer, s->tokens, err);
+  if (!status)
+    status = windows_cut(&in->windows, &in->corpus, choose_window(s, in->model), false, err);
+  if (!status && s->kl_to) status = model_open(&in->reference, s->kl_to, err);
+  return status;
+}
+
+static json_t *result_json(const struct settings *s, const struct inputs *in,
+                           const struct eval_result *r) {
+  json_t *out = json_object();
+  json_object_set_new(out, "model", json_string(model_path(in->model)));
+  json_object_set_new(out, "mask", output_text(s->mask));
+  json_object_set_new(out, "text", json_string(s->ppl));
+  json_object_set_new(out, "density", output_real(model_density(in->model)));
+  json_object_set_new(out, "perplexity", output_real(r->perplexity));
+  json_object_set_new(out, "perplexity_stderr", output_real(r->perplexity_error));
+  json_object_set_new(out, "nll", output_real(r->nll.mean));
+  json_object_set_new(out, "nll_stderr", output_real(r->nll.standard_error));
+  if (in->reference) {
+    json_object_set_new(out, "kl_to", json_string(s->kl_to));
+    json_object_set_new(out, "kl", output_real(r->kl.mean));
+    json_object_set_new(out, "kl_stderr", output_real(r->kl.standard_error));
+    json_object_set_new(out, "top1_agreement", output_real(r->agreement.mean));
+    json_object_set_new(out, "top1_agreement_stderr", output_real(r->agreement.standard_error));
+  }
+  json_object_set_new(out, "predictions", json_integer(r->predictions));
+  json_object_set_new(out, "window", json_integer(in->windows.length));
+  json_object_set_new(out, "windows", json_integer(r->windows));
+  json_object_set_new(out, "tokens", json_integer((json_int_t)in->corpus.ids.count));
+  json_object_set_new(out, "batch", json_integer(r->batch));
+  json_object_set_new(out, "precision", json_string("fp32"));
+  json_object_set_new(out, "isa", json_string(kernel_isa()));
+  json_object_set_new(out, "threads", json_integer(parallel_threads()));
+  json_object_set_new(out, "seconds", output_real(r->seconds));
+  return out;
+}
+
+/* " +- 0.0123", or nothing where one window gives no error. */
+static const char *plus_minus(char out[40], double scale, double standard_error) {
+  *out = 0;
+  if (isfinite(standard_error)) snprintf(out, 40, " \xc2\xb1 %.*g", 2, scale * standard_error);
+  return out;
+}
+
+static void print_result(const struct settings *s, const struct inputs *in,
+                         const struct eval_result *r) {
+  char compute[96], tokens[32], predictions[32], error[40];
+  struct table facts = output_facts();
+  inputs_describe_compute(compute);
+  format_integer(tokens, (long long)in->corpus.ids.count);
+  format_integer(predictions, r->predictions);
+  output_fact(&facts, "model", "%s%s%s", model_path(in->model), s->mask ? " under " : "",
+              s->mask ? s->mask : "");
+  output_fact(&facts, "computed in", "%s", compute);
+  output_fact(&facts, "text", "%s: %s tokens, %lld windows of %lld", s->ppl, tokens,
+              (long long)r->windows, (long long)in->windows.length);
+  output_fact(&facts, "density", "%.4f of the prunable weights", model_density(in->model));
+  output_fact(&facts, "perplexity", "%.4f%s", r->perplexity,
+              plus_minus(error, 1, r->perplexity_error));
+  output_fact(&facts, "nll", "%.5f%s nats per token over %s predictions", r->nll.mean,
+              plus_minus(error, 1, r->nll.standard_error), predictions);
+  if (in->reference) {
+    output_fact(&facts, "KL", "%.5f%s nats per token from %s", r->kl.mean,
+                plus_minus(error, 1, r->kl.standard_error), s->kl_to);
+    output_fact(&facts, "same top-1", "%.2f%s %%", 100 * r->agreement.mean,
+                plus_minus(error, 100, r->agreement.standard_error));
+  }
+  output_fact(&facts, "took", "%.1f s, %.0f tokens/s", r->seconds,
+              (double)(r->windows * in->windows.length) / r->seconds);
+  output_table(&facts);
+  table_free(&facts);
+}
+
+static enum status run(const struct command *command, void *settings, struct text_list *positionals,
+                       struct error *err) {
+  const struct settings *s = settings;
+  common_apply(&s->common);
+  struct inputs in = {0};
+  struct eval_result result;
+  enum status status = check_settings(s, err);
+  if (!status) status = open_inputs(&in, s, positionals->items[0], err);
+  if (!status) {
+    struct eval_request request = {.model = in.model,
+                                   .reference = in.reference,
+                                   .windows = &in.windows,
+                                   .batch = s->batch,
+                                   .reference_cache = s->kl_cache};
+    status = eval_run(&result, &request, err);
+  }
+  if (!status && output_to_people(&s->common)) print_result(s, &in, &result);
+  if (!status) status = common_write_json(&s->common, result_json(s, &in, &result), err);
+  close_inputs(&in);
+  return status;
+}
+
+const struct command command_eval = {
+    .name = "eval",
+    .positionals = "MODEL",
+    .least_positionals = 1,
+    .most_positionals = 1,
+    .summary = "measure perplexity, and the divergence from another model",
+    .description =
+        "The text is tokenized once and cut into non-overlapping windows of L tokens; the rest is\n"
+        "dropped. Each window gives L - 1 predictions. L changes the number: state it with every\n"
+        "figure. Standard errors are over windows.",
+    .example = "tessera eval MODEL --mask run/mask.safetensors --ppl heldout.txt --kl-to MODEL",
+    .options = options,
+    .settings_bytes = sizeof(struct settings),
+    .run = run};

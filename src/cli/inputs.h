@@ -1,0 +1,14 @@
+/* Opening what several commands take: a model with a mask on it, its tokenizer, a text. */
+#ifndef TSR_CLI_INPUTS_H
+#define TSR_CLI_INPUTS_H
+
+#include "cli/options.h"
+#include "data/windows.h"
+#include "model/model.h"
+
+/* Opens MODEL and zeroes what the mask file drops; `mask` may be NULL. */
+enum status inputs_model(struct model **out, const char *path, const char *mask, struct error *err);
+/* "fp32, avx2, 2 threads": how this process computes. */
+void inputs_describe_compute(char out[96]);
+
+#endif
