@@ -26,10 +26,9 @@
 #define COUNTING 0
 #endif
 
-static struct error err;
-
 #if COUNTING
 
+static struct error err;
 static atomic_long allocations;
 
 void *__libc_malloc(size_t size);

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "model/config.h"
-#include "support/damage.h"
 #include "support/support.h"
 
 static struct error err;
@@ -165,45 +164,12 @@ static void round_trip(void **state) {
   }
 }
 
-static enum status open_config(void *ctx, const char *path, struct error *e) {
-  static struct model_config config;
-  json_t *json = json_read_file(path, 1 << 20, e);
-  if (!json) return e->status;
-  enum status status = model_config_from_json(&config, json, path, e);
-  json_decref(json);
-  return status;
-}
-
-static enum status open_gguf_config(void *ctx, const char *path, struct error *e) {
-  static struct model_config config;
-  struct gguf *gguf = NULL;
-  enum status status = gguf_open(&gguf, path, e);
-  if (status == STATUS_OK) status = model_config_from_gguf(&config, gguf, path, e);
-  if (gguf) gguf_close(gguf);
-  return status;
-}
-
-static void damaged_json(void **state) {
-  struct damage d = {
-      .name = "config", .suffix = ".json", .open = open_config, .seed = 1, .rounds = 3000};
-  damage_run_file(&d, golden("models/gemma3/config.json"));
-  d.seed = 2;
-  damage_run_file(&d, golden("models/llama/config.json"));
-}
-
-static void damaged_gguf(void **state) {
-  struct damage d = {
-      .name = "config", .suffix = ".gguf", .open = open_gguf_config, .seed = 3, .rounds = 1000};
-  damage_run_file(&d, golden("models/llama.gguf"));
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(llama_old_form),  cmocka_unit_test(llama_new_form),
       cmocka_unit_test(silent_defaults), cmocka_unit_test(windows),
       cmocka_unit_test(gemma_wrapper),   cmocka_unit_test(refusals),
-      cmocka_unit_test(round_trip),      cmocka_unit_test(damaged_json),
-      cmocka_unit_test(damaged_gguf),
+      cmocka_unit_test(round_trip),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
