@@ -21,7 +21,7 @@ static void read_scaling(struct config_reader *in, int64_t context, struct rope_
   config_read_real(in, "rope_theta", 1, REAL_MAX, &rope->theta);
   if (in->status != STATUS_OK || !type || !strcmp(type, "default")) return;
   bool linear = !strcmp(type, "linear");
-  if (!linear && strcmp(type, "llama3")) {
+  if (!linear && strcmp(type, "llama3") != 0) {
     config_refuse(in, "rotary scaling \"%s\" is not supported (default, linear, llama3)", type);
     return;
   }
@@ -137,7 +137,7 @@ static void refuse_quantized(struct config_reader *in) {
 }
 
 static const struct model_family *family_of_type(const char *type, bool *wrapped) {
-  for (int i = 0; i < model_family_count; i++) {
+  for (int i = 0; model_families[i]; i++) {
     const struct model_family *f = model_families[i];
     *wrapped = f->wrapper_type && !strcmp(type, f->wrapper_type);
     if (*wrapped || !strcmp(type, f->model_type)) return f;
@@ -160,7 +160,7 @@ static const struct model_family *recognise(struct config_reader *in, bool *wrap
   }
   const char *class =
       json_string_value(json_array_get(json_object_get(in->json, "architectures"), 0));
-  if (!*wrapped && class && strcmp(class, family->architecture))
+  if (!*wrapped && class && strcmp(class, family->architecture) != 0)
     config_refuse(in, "architecture \"%s\" is not supported; this family's is \"%s\"", class,
                   family->architecture);
   return family;

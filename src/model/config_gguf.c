@@ -21,7 +21,7 @@ static const struct model_family *recognise(struct config_reader *in, char arch[
     config_refuse(in, "\"general.architecture\" is missing: this GGUF holds no language model");
     return NULL;
   }
-  for (int i = 0; i < model_family_count; i++)
+  for (int i = 0; model_families[i]; i++)
     if (model_families[i]->gguf && !strcmp(arch, model_families[i]->gguf)) return model_families[i];
   config_refuse(in, "GGUF architecture \"%s\" is not supported (%s are)", arch, list);
   return NULL;
@@ -71,7 +71,7 @@ static void read_rope(struct config_reader *in, struct model_config *config) {
     config->rope.scaling = ROPE_LINEAR;
     config->rope.factor = 1;
     config_read_real(in, "rope.scaling.factor", 1e-3, 1e6, &config->rope.factor);
-  } else if (type && strcmp(type, "none")) {
+  } else if (type && strcmp(type, "none") != 0) {
     config_refuse(in, "rotary scaling \"%s\" is not supported (none, linear, llama3)", type);
   }
   const struct stored_tensor *divisors = gguf_tensor_find(in->gguf, "rope_freqs.weight");

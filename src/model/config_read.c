@@ -110,7 +110,7 @@ void config_read_layer_types(struct config_reader *in, struct model_config *conf
   for (int i = 0; i < config->layers; i++) {
     const char *type = json_string_value(json_array_get(types, (size_t)i));
     bool sliding = type && !strcmp(type, "sliding_attention");
-    if (!sliding && (!type || strcmp(type, "full_attention"))) {
+    if (!sliding && (!type || strcmp(type, "full_attention") != 0)) {
       config_refuse(in, "layer type \"%s\" is not supported (full_attention, sliding_attention)",
                     type ? type : "?");
       return;

@@ -55,8 +55,7 @@ struct model_family {
 extern const struct model_family family_llama, family_mistral, family_qwen2, family_qwen3,
     family_gemma3;
 
-extern const struct model_family *const model_families[];
-extern const int model_family_count;
+extern const struct model_family *const model_families[]; /* ends with NULL */
 /* "llama, mistral, ..." for error sentences: out[size]. */
 void model_family_list(char *out, size_t size);
 

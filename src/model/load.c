@@ -42,8 +42,9 @@ static void *keep(struct loader *in, void *memory) {
 }
 
 static char *keep_name(struct loader *in, const char *name) {
-  char *copy = keep(in, mem_alloc(strlen(name) + 1, 1, in->err));
-  if (copy) strcpy(copy, name);
+  size_t bytes = strlen(name) + 1;
+  char *copy = keep(in, mem_alloc(bytes, 1, in->err));
+  if (copy) memcpy(copy, name, bytes);
   return copy;
 }
 
@@ -70,7 +71,7 @@ static const struct stored_tensor *take(struct loader *in, const char *name, int
                            in->model->store.path, name);
     return NULL;
   }
-  if (t->rank != rank || memcmp(t->shape, shape, (size_t)rank * sizeof *shape)) {
+  if (t->rank != rank || memcmp(t->shape, shape, (size_t)rank * sizeof *shape) != 0) {
     describe_shape(shape, rank, want);
     describe_shape(t->shape, t->rank, have);
     in->status = error_set(in->err, STATUS_REFUSED,
@@ -128,7 +129,7 @@ struct expansion {
   const struct tensor_origin *origin;
   int64_t rows, cols, item_rows;
   size_t row_bytes; /* of the target when it is a copy of the stored type, else 0 */
-  char *out;
+  void *out;
 };
 
 static void expand_item(void *ctx, int64_t item, int worker) {
@@ -140,7 +141,8 @@ static void expand_item(void *ctx, int64_t item, int worker) {
     return;
   }
   for (int64_t r = first; r < last; r++)
-    memcpy(e->out + (size_t)r * e->row_bytes, origin_row(e->origin, r, e->row_bytes), e->row_bytes);
+    memcpy((char *)e->out + (size_t)r * e->row_bytes, origin_row(e->origin, r, e->row_bytes),
+           e->row_bytes);
 }
 
 /* A matrix in memory of its own: fp32, or a reordered copy when the type can be multiplied. */
@@ -287,6 +289,12 @@ static bool site_has_bias(const struct model_config *c, enum site_role role) {
   return role < SITE_O ? c->qkv_bias : c->mlp_bias;
 }
 
+static void site_tensor_name(char out[NAME_BYTES], int layer, enum site_role role,
+                             const char *what) {
+  snprintf(out, NAME_BYTES, "model.layers.%d.%s.%s.%s", layer, site_parent[role],
+           site_role_name[role], what);
+}
+
 static void load_site(struct loader *in, int layer, enum site_role role) {
   struct model *m = in->model;
   const struct model_config *c = &m->config;
@@ -297,8 +305,7 @@ static void load_site(struct loader *in, int layer, enum site_role role) {
   bool reorder = m->store.gguf && c->family->gguf_interleaves_rope && role <= SITE_K;
   int64_t interleaved = reorder ? c->head_dim : 0;
   site_shape(c, role, &rows, &cols);
-  snprintf(name, sizeof name, "model.layers.%d.%s.%s.weight", layer, site_parent[role],
-           site_role_name[role]);
+  site_tensor_name(name, layer, role, "weight");
   *site = (struct linear_site){.index = index, .layer = layer, .role = role};
   site->name = keep_name(in, name);
   site->weight.dense.rows = rows;
@@ -311,7 +318,7 @@ static void load_site(struct loader *in, int layer, enum site_role role) {
     load_matrix(in, name, rows, cols, interleaved, index, &site->weight.dense,
                 &m->site_memory[index]);
   if (!site_has_bias(c, role)) return;
-  strcpy(strrchr(name, '.'), ".bias");
+  site_tensor_name(name, layer, role, "bias");
   site->bias = load_vector(in, name, rows, interleaved, 0);
 }
 

@@ -29,21 +29,30 @@ static const struct {
     {"ffn_down", "mlp.down_proj", NULL},
 };
 
+static bool starts_with(const char *text, const char *start) {
+  return !strncmp(text, start, strlen(start));
+}
+
+static const char *const end_names[][2] = {{"token_embd.weight", "model.embed_tokens.weight"},
+                                           {"output_norm.weight", "model.norm.weight"},
+                                           {"output.weight", "lm_head.weight"}};
+
 /* "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; other names stay. */
 static void name_from_gguf(const char *name, bool sandwich, char out[NAME_BYTES]) {
-  int layer, used = 0;
   snprintf(out, NAME_BYTES, "%s", name);
-  if (!strcmp(name, "token_embd.weight")) strcpy(out, "model.embed_tokens.weight");
-  if (!strcmp(name, "output_norm.weight")) strcpy(out, "model.norm.weight");
-  if (!strcmp(name, "output.weight")) strcpy(out, "lm_head.weight");
-  if (sscanf(name, "blk.%d.%n", &layer, &used) != 1 || !used) return;
-  const char *part = name + used, *dot = strchr(part, '.');
+  for (size_t i = 0; i < sizeof end_names / sizeof *end_names; i++)
+    if (!strcmp(name, end_names[i][0])) snprintf(out, NAME_BYTES, "%s", end_names[i][1]);
+  if (!starts_with(name, "blk.")) return;
+  const char *layer = name + 4, *part = layer + strspn(layer, "0123456789");
+  int digits = (int)(part - layer);
+  if (digits == 0 || *part++ != '.') return;
+  const char *dot = strchr(part, '.');
   size_t length = dot ? (size_t)(dot - part) : 0;
   for (size_t i = 0; length && i < sizeof block_names / sizeof *block_names; i++) {
-    if (strlen(block_names[i].gguf) != length || strncmp(part, block_names[i].gguf, length))
+    if (strlen(block_names[i].gguf) != length || strncmp(part, block_names[i].gguf, length) != 0)
       continue;
     bool other = sandwich && block_names[i].sandwich;
-    snprintf(out, NAME_BYTES, "model.layers.%d.%s%s", layer,
+    snprintf(out, NAME_BYTES, "model.layers.%.*s.%s%s", digits, layer,
              other ? block_names[i].sandwich : block_names[i].plain, dot);
     return;
   }
@@ -56,7 +65,7 @@ static void name_from_directory(const char *name, char out[NAME_BYTES]) {
                                             {"language_model.lm_head.", "lm_head."}};
   for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
     size_t length = strlen(prefixes[i][0]);
-    if (strncmp(name, prefixes[i][0], length)) continue;
+    if (!starts_with(name, prefixes[i][0])) continue;
     snprintf(out, NAME_BYTES, "%s%s", prefixes[i][1], name + length);
     return;
   }
@@ -166,10 +175,6 @@ const struct stored_tensor *store_take(struct tensor_store *store, const char *n
   if (!entry) return NULL;
   entry->used = true;
   return entry->tensor;
-}
-
-static bool starts_with(const char *text, const char *start) {
-  return !strncmp(text, start, strlen(start));
 }
 
 static bool ends_with(const char *text, const char *end) {

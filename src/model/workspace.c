@@ -93,7 +93,7 @@ static void carve_workspace(struct carver *c, struct model_workspace *ws) {
   ws->act = carve(c, tokens, config->intermediate_size);
   ws->logits = carve(c, ws->chunk_rows, config->vocab_size);
   ws->nll = carve(c, ws->chunk_rows, 1);
-  ws->targets = (int32_t *)carve(c, ws->chunk_rows, 1);
+  ws->targets = (void *)carve(c, ws->chunk_rows, 1);
   for (int i = 0; i < ws->block_count; i++) {
     struct block_memory block;
     carve_block(c, ws, &block);
@@ -116,10 +116,13 @@ static struct model_workspace blank(const struct model *model, struct model_shap
   return ws;
 }
 
+/* Gemma's sliding layers rotate by a base of their own, and are never scaled. */
 static bool has_sliding_rope(const struct model_config *c) {
   bool sliding = false;
   for (int i = 0; i < c->layers; i++) sliding |= c->layer_sliding[i];
-  return sliding && memcmp(&c->rope, &c->rope_sliding, sizeof c->rope) != 0;
+  return sliding &&
+         (c->rope.theta != c->rope_sliding.theta || c->rope.scaling != c->rope_sliding.scaling ||
+          c->rope.factor != c->rope_sliding.factor);
 }
 
 size_t model_workspace_bytes(const struct model *model, struct model_shape most, bool train,
