@@ -135,16 +135,17 @@ void hybrid_pack(const struct mask_matrix *mask, const float *w, enum dtype dtyp
                                   .tile_cols = mask->tile_cols};
   const int64_t tiles = mask_tile_count(mask);
   struct pack_cursor to = {dense, values, codes, (size_t)dtype_traits(dtype)->block_bytes, dtype};
-  memset(tile_map, 0, (size_t)(tiles + 7) / 8);
+  if (tile_map) memset(tile_map, 0, (size_t)(tiles + 7) / 8);
   for (int64_t t = 0; t < tiles; t++) {
     const struct tile_box box = hybrid_tile_box(&h, t);
     if (mask->tiles[t]) {
-      tile_map[t / 8] |= (uint8_t)(1u << (t % 8));
-      pack_dense_tile(&to, w, mask->cols, box);
-    } else {
-      for (int64_t r = 0; r < box.rows; r++) pack_sparse_row(&to, mask, w, box.row + r, box);
-      pack_codes(&to, mask, box);
+      if (tile_map) tile_map[t / 8] |= (uint8_t)(1u << (t % 8));
+      if (dense) pack_dense_tile(&to, w, mask->cols, box);
+      continue;
     }
+    for (int64_t r = 0; r < box.rows && values; r++)
+      pack_sparse_row(&to, mask, w, box.row + r, box);
+    if (codes) pack_codes(&to, mask, box);
   }
 }
 

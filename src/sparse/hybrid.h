@@ -71,7 +71,8 @@ enum status hybrid_index(struct hybrid_matrix *h, struct error *err);
 void hybrid_release(struct hybrid_matrix *h); /* the two owned arrays */
 
 /* Packs w (rows, cols, fp32) under a hybrid mask into caller-provided arrays of hybrid_measure's
- * sizes. Kept values are stored as they are (-0.0 and NaN included); dropped ones are lost. */
+ * sizes. Kept values are stored as they are (-0.0 and NaN included); dropped ones are lost. Arrays
+ * that are NULL are left out; w may be NULL when dense and values are. */
 void hybrid_pack(const struct mask_matrix *mask, const float *w, enum dtype dtype,
                  uint8_t *tile_map, void *dense, void *values, uint8_t *codes);
 /* Row `row` expanded to fp32, zeros included: out (cols). */

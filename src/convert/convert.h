@@ -1,0 +1,31 @@
+/* Models and masks to files that other programs, or tessera again, can open.
+ *
+ * Every output appears whole or not at all. A `model` opened by its headers alone will do (its
+ * weights are then passed over once); `masks` may be NULL where not said otherwise, and must fit
+ * the model. Licence, base models and tokenizer go along. Existing outputs are replaced only when
+ * `replace` is set. */
+#ifndef TSR_CONVERT_CONVERT_H
+#define TSR_CONVERT_CONVERT_H
+
+#include "model/model.h"
+
+/* A packed directory (docs/FORMAT.md) of element type bf16, f16 or f32. The masks must be hybrid:
+ * STATUS_REFUSED names the first that is not. */
+enum status convert_pack(const struct model *model, const struct mask_set *masks, const char *out,
+                         enum dtype dtype, bool replace, struct error *err);
+
+/* A Hugging Face directory with zeros where masks drop weights; transformers loads it as it is. */
+enum status convert_to_hf(const struct model *model, const struct mask_set *masks, const char *out,
+                          enum dtype dtype, bool replace, struct error *err);
+
+/* A GGUF file for llama.cpp, matrices as f32, f16, bf16 or q8_0 (f16 where rows are no multiple of
+ * 32), vectors as f32. Keys about the tokenizer are copied from a GGUF source, else made from the
+ * tokenizer's files. */
+enum status convert_to_gguf(const struct model *model, const struct mask_set *masks,
+                            const char *out, enum dtype dtype, bool replace, struct error *err);
+
+/* The reference's mask.npz. Without masks, those that a packed model stands for. */
+enum status convert_to_mask_npz(const struct model *model, const struct mask_set *masks,
+                                const char *out, bool replace, struct error *err);
+
+#endif
