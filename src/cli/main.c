@@ -10,6 +10,7 @@
 
 static const struct command *const commands[] = {
     &command_tokenize,
+    &command_prune,
     &command_eval,
     &command_report,
     NULL,

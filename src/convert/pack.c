@@ -84,9 +84,9 @@ static enum status linear_init(struct packed_linear *p, const struct packing *k,
                               .layout = {mask->rows, mask->cols, mask->tile_rows, mask->tile_cols}};
   if (mask->kind != MASK_HYBRID)
     return error_set(err, STATUS_REFUSED,
-                     "the mask of %s is %s; only 2:4 and hybrid masks can be packed, and `tessera "
-                     "export` writes any as zeros",
-                     mask->name, "an n:m or unstructured bit mask");
+                     "the mask of %s is an n:m or unstructured bit mask; only 2:4 and hybrid masks "
+                     "can be packed, and `tessera export` writes any as zeros",
+                     mask->name);
   p->tile_map = mem_alloc((size_t)(mask_tile_count(mask) + 7) / 8, 1, err);
   if (!p->tile_map) return STATUS_FAILED;
   hybrid_pack(mask, NULL, k->dtype, p->tile_map, NULL, NULL, NULL);
