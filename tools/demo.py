@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -164,7 +163,7 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
         source = (
             ["--from", self.path("sparsegpt.mask")]
             if row.key == "greedy"
-            else ["--calib", self.path("learn.jsonl"), "--window", str(WINDOW), "--calib-tokens",
+            else ["--calib", self.path("learn.jsonl"), "--calib-tokens",
                   str(self.plan["calibration_tokens"])]
         )
         self.tessera("prune", self.path("model.gguf"), *row.prune, *source, "--out", mask)
@@ -210,6 +209,42 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
         self.say("decode speed, dense against hybrid")
         return self.measured("bench.json", "bench", self.path("dense-bf16"), self.path("joint-bf16"))
 
+    def write_results(self, results, bench):
+        """results.jsonl, which the report reads (docs/RECORD.md)."""
+        plan = self.plan
+        lines = [{
+            "type": "about",
+            "title": "SmolLM2-135M-Instruct, hybrid",
+            "model": "SmolLM2-135M-Instruct (Q4_1 weights, dequantized)",
+            "text": f"{plan['heldout_tokens']:,} tokens of held-out Wikipedia articles",
+            "window": plan["window"],
+            "learning_tokens": plan["learning_tokens"],
+            "calibration_tokens": plan["calibration_tokens"],
+            "seed": plan["seed"],
+            "machine": processor_name(),
+        }]
+        for row, evaluated, sample in results:
+            line = {"type": "row", "name": row.name, "note": row.note}
+            for key in ("density", "perplexity", "perplexity_stderr", "kl", "top1_agreement",
+                        "predictions", "window"):
+                if evaluated.get(key) is not None:
+                    line[key] = evaluated[key]
+            if row.mode:
+                line["run"] = row.key
+                line["learning_tokens"] = plan["learning_tokens"]
+            elif row.prune:
+                line["mask"] = f"{row.key}.mask"
+            if row.key in ("dense", "joint"):
+                line["disk_bytes"] = folder_bytes(self.path(f"{row.key}-bf16"))
+            lines.append(line)
+            lines.append({"type": "text", "name": row.name, "prompt": PROMPT,
+                          "text": sample["text"]})
+        lines += [{"type": "speed", **speed} for speed in bench["rows"]]
+        path = self.path("results.jsonl")
+        with open(path + ".partial", "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        os.replace(path + ".partial", path)
+
     def run(self):
         os.makedirs(self.folder, exist_ok=True)
         self.fetch()
@@ -219,19 +254,70 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
         for row in ROWS:
             mask = self.make_mask(row)
             result, sample = self.measure(row, mask)
+            self.say(f"{row.name}: density {result['density']:.4f}, "
+                     f"perplexity {result['perplexity']:.1f}")
             results.append((row, result, sample))
         bench = self.pack_and_bench()
         self.write_results(results, bench)
         report = self.path("report.html")
-        runs = [self.path(row.key) for row in ROWS if row.mode]
-        self.tessera("report", self.path("results.jsonl"), *runs, "--out", report, "--force")
+        print(flush=True)
+        self.tessera("report", self.folder, "--out", report, "--force", "--quiet")
+        print_sizes(self.path("dense-bf16"), self.path("joint-bf16"), bench["rows"])
+        print_samples(results)
         self.say(f"done. The report, with pictures: {report}")
+
+
+def print_sizes(dense, hybrid, speeds):
+    """Disk and speed of the dense bf16 model against the hybrid one."""
+    def megabytes(folder):
+        return folder_bytes(folder) / 1e6
+
+    print(f"\non disk, bf16:  dense {megabytes(dense):.0f} MB, hybrid {megabytes(hybrid):.0f} MB "
+          f"({megabytes(hybrid) / megabytes(dense):.2f}x; embeddings stay dense)")
+    for phase in sorted({(row["phase"], row["batch"]) for row in speeds}):
+        dense_row, hybrid_row = (
+            next((r for r in speeds if (r["phase"], r["batch"]) == phase and r["form"] == form), None)
+            for form in ("dense", "hybrid"))
+        if dense_row and hybrid_row:
+            what = "prompt of" if phase[0] == "prefill" else "decode, batch"
+            print(f"{what} {phase[1]:<5}  dense {dense_row['tokens_per_s']:8.1f} tokens/s, hybrid "
+                  f"{hybrid_row['tokens_per_s']:8.1f} ({hybrid_row['speedup']:.2f}x, bytes allow "
+                  f"{hybrid_row['roofline']:.2f}x)")
+
+
+def print_samples(results):
+    print(f'\n"{PROMPT} ..."')
+    for row, _, sample in results:
+        text = " ".join(sample["text"].split())
+        print(f"  {row.name:20} {text[:120]}")
+    print()
+
+
+def processor_name():
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return f"{names[0]}, {len(os.sched_getaffinity(0))} cores"
+    except (OSError, IndexError):
+        return "unknown processor"
 
 
 def folder_bytes(folder):
     return sum(
-        os.path.getsize(os.path.join(base, name)) for base, _, names in os.walk(folder) for name in names
+        os.path.getsize(os.path.join(base, name))
+        for base, _, names in os.walk(folder)
+        for name in names
     )
+
+
+KEPT = {"model.gguf", "articles.xml.bz2", "learn.jsonl", "heldout.txt"}
+
+
+def forget(folder):
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, name)
+        if name not in KEPT:
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
 def main():
@@ -241,6 +327,8 @@ def main():
     parser.add_argument("--heldout", type=int, default=12288)
     parser.add_argument("--fresh", action="store_true", help="forget earlier results, keep downloads")
     arguments = parser.parse_args()
+    if arguments.fresh:
+        forget(arguments.folder)
     demo = Demo(arguments.folder, arguments.minutes, arguments.heldout)
     try:
         demo.run()
