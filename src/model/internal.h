@@ -130,6 +130,10 @@ const struct rope_table *block_rope(const struct block_run *run);
 /* dhidden: from the gradient of the block's output to that of its input, in place. */
 void block_backward(const struct block_run *run, float *dhidden);
 
+/* model.c: STATUS_REFUSED with the reason unless all of values (n) are finite. */
+enum status model_check_finite(const struct model *model, const float *values, int64_t n,
+                               const char *what, struct error *err);
+
 static inline int64_t shape_tokens(struct model_shape shape) {
   return shape.sequences * shape.length;
 }

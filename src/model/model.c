@@ -1,6 +1,7 @@
 /* Opening and closing a model, and what can be asked of it without running it. */
 #include "model/model.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -116,6 +117,53 @@ void model_site_expand(const struct model *m, int site, float *out) {
     return;
   }
   INVARIANT(!"a site without a tensor");
+}
+
+static bool all_finite(const float *x, int64_t n) {
+  float sum = 0; /* of zeros, unless one of them is no number */
+  for (int64_t i = 0; i < n; i++) sum += x[i] * 0.0f;
+  return sum == 0;
+}
+
+struct finite_check {
+  const struct model *model;
+  int tensor;
+  int64_t cols;
+  float *rows; /* (threads, cols) */
+  atomic_bool bad;
+};
+
+static void check_row(void *ctx, int64_t row, int worker) {
+  struct finite_check *f = ctx;
+  float *room = f->rows + worker * f->cols;
+  model_tensor_expand(f->model, f->tensor, row, 1, room);
+  if (!all_finite(room, f->cols)) atomic_store(&f->bad, true);
+}
+
+const char *model_nonfinite_tensor(const struct model *m) {
+  for (int i = 0; i < model_tensor_count(m); i++) {
+    struct finite_check f = {.model = m, .tensor = i, .cols = m->tensors[i].shape[1]};
+    f.rows = mem_alloc((size_t)parallel_threads(), (size_t)f.cols * sizeof *f.rows, NULL);
+    if (!f.rows) return NULL;
+    parallel_for(m->tensors[i].shape[0], check_row, &f);
+    mem_free(f.rows);
+    if (atomic_load(&f.bad)) return m->tensors[i].name;
+  }
+  return NULL;
+}
+
+enum status model_check_finite(const struct model *m, const float *values, int64_t n,
+                               const char *what, struct error *err) {
+  if (all_finite(values, n)) return STATUS_OK;
+  const char *name = model_nonfinite_tensor(m);
+  if (name)
+    return error_set(err, STATUS_REFUSED,
+                     "%s: %s not finite, because tensor \"%s\" holds NaN or infinite values; the "
+                     "file is damaged or was written by a training that diverged",
+                     m->store.path, what, name);
+  return error_set(err, STATUS_REFUSED,
+                   "%s: %s not finite, though all weights are: activations overflow fp32",
+                   m->store.path, what);
 }
 
 void model_site_replace(struct model *m, int index, float *weight) {

@@ -86,6 +86,9 @@ void model_tensor_expand(const struct model *model, int index, int64_t first, in
 
 /* Expands W of a site to fp32: out (rows, cols). */
 void model_site_expand(const struct model *model, int site, float *out);
+/* Name of the first tensor with a NaN or an infinity, or NULL. Reads all weights: for saying why a
+ * result is not a number. */
+const char *model_nonfinite_tensor(const struct model *model);
 /* Replaces W of a site; the model takes ownership of `weight` (from mem_alloc; (rows, cols)). */
 void model_site_replace(struct model *model, int site, float *weight);
 /* Zeroes what the masks drop, in copies of the weights concerned. STATUS_REFUSED when a mask names
@@ -133,7 +136,8 @@ enum status model_forward(const struct model *model, const int32_t *ids, struct 
 enum status model_train(const struct model *model, const int32_t *ids, struct model_shape shape,
                         double scale, const struct tap *tap, struct model_workspace *ws,
                         double *nll_sum, struct error *err);
-/* Forward only: nll (sequences * (length - 1)) per prediction. */
+/* Forward only: nll (sequences * (length - 1)) per prediction. STATUS_REFUSED when one of them is
+ * not a number, with the tensor that is to blame (model_train leaves that to its caller). */
 enum status model_nll(const struct model *model, const int32_t *ids, struct model_shape shape,
                       const struct tap *tap, struct model_workspace *ws, float *nll,
                       struct error *err);
@@ -144,7 +148,8 @@ enum status model_session_new(struct model_session **out, const struct model *mo
                               int64_t capacity, struct error *err);
 void model_session_free(struct model_session *session);
 int64_t model_session_length(const struct model_session *session);
-/* Appends `count` tokens and gives the logits after the last: logits (vocab_size). */
+/* Appends `count` tokens and gives the logits after the last: logits (vocab_size). STATUS_REFUSED
+ * when they do not fit or the logits are not numbers. */
 enum status model_session_append(struct model_session *session, const int32_t *ids, int64_t count,
                                  float *logits, struct error *err);
 /* Forgets all tokens from position `length` on. */

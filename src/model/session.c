@@ -95,5 +95,5 @@ enum status model_session_append(struct model_session *s, const int32_t *ids, in
   float *row = s->ws->hidden + (last - 1) * m->config.hidden_size;
   model_final_norm(m, row, 1, row);
   model_logits(m, row, 1, logits);
-  return STATUS_OK;
+  return model_check_finite(m, logits, m->config.vocab_size, "the logits are", err);
 }

@@ -31,6 +31,8 @@ enum status model_nll(const struct model *m, const int32_t *ids, struct model_sh
     set_targets(ids, shape, first, rows, ws->targets);
     model_logits(m, ws->hidden + first * m->config.hidden_size, rows, ws->logits);
     cross_entropy(ws->logits, ws->targets, rows, vocab, 1, ws->nll, NULL);
+    status = model_check_finite(m, ws->nll, rows, "the loss is", err);
+    if (status != STATUS_OK) return status;
     for (int64_t i = 0; i < rows; i++)
       if (ws->targets[i] >= 0) *nll++ = ws->nll[i];
   }

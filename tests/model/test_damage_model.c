@@ -1,4 +1,5 @@
 /* Damaged configurations and models: opened or refused, run when they open, never a crash. */
+#include "base/parallel.h"
 #include "io/json.h"
 #include "model/model.h"
 #include "support/damage.h"
@@ -61,6 +62,7 @@ static void damaged_model(void **state) {
 }
 
 int main(void) {
+  parallel_set_threads(1); /* tiny models: waking threads would be most of the time */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(damaged_json),
       cmocka_unit_test(damaged_gguf),

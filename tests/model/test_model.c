@@ -406,6 +406,30 @@ static void finite_differences(void **state) {
   }
 }
 
+/* --- weights that are no numbers --- */
+
+static void nan_weights(void **state) {
+  struct model *model = open_golden("qwen2");
+  const struct linear_site *site = model_site(model, 8);
+  float *w = floats(site_size(site));
+  static float nll[PREDICTIONS], logits[VOCAB];
+  struct model_workspace *ws;
+  struct model_session *session;
+  assert_null(model_nonfinite_tensor(model));
+  model_site_expand(model, 8, w);
+  w[5] = NAN;
+  model_site_replace(model, 8, w);
+  assert_string_equal(model_nonfinite_tensor(model), site->name);
+  must(model_workspace_new(&ws, model, shape, false, false, &err), err);
+  assert_int_equal(model_nll(model, ids, shape, NULL, ws, nll, &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, site->name));
+  must(model_session_new(&session, model, 9, &err), err);
+  assert_int_equal(model_session_append(session, ids, 3, logits, &err), STATUS_REFUSED);
+  model_session_free(session);
+  model_workspace_free(ws);
+  model_close(model);
+}
+
 /* --- files that do not fit --- */
 
 /* A copy of the golden llama's directory whose config.json has `key` set to `value`. */
@@ -456,11 +480,17 @@ static void missing_shard(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(tap_order),          cmocka_unit_test(masks_f32),
-      cmocka_unit_test(masks_f16),          cmocka_unit_test(masks_bf16),
-      cmocka_unit_test(foreign_masks),      cmocka_unit_test(packed_directory),
-      cmocka_unit_test(tensors_of_gguf),    cmocka_unit_test(parameters),
-      cmocka_unit_test(finite_differences), cmocka_unit_test(misfits),
+      cmocka_unit_test(tap_order),
+      cmocka_unit_test(masks_f32),
+      cmocka_unit_test(masks_f16),
+      cmocka_unit_test(masks_bf16),
+      cmocka_unit_test(foreign_masks),
+      cmocka_unit_test(packed_directory),
+      cmocka_unit_test(tensors_of_gguf),
+      cmocka_unit_test(parameters),
+      cmocka_unit_test(finite_differences),
+      cmocka_unit_test(nan_weights),
+      cmocka_unit_test(misfits),
       cmocka_unit_test(missing_shard),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
