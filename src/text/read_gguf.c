@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "io/gguf.h"
 #include "text/parts.h"
+#include "text/utf8.h"
 
 enum gguf_token_type { /* the numbers of the format */
                        GGUF_TOKEN_UNDEFINED,
@@ -205,6 +206,8 @@ static enum status read_file(struct tokenizer *t, const struct gguf *file, struc
   tokenizer_want_eos(t, add_eos);
   if (gguf_get_string(file, "tokenizer.chat_template", &chat) && chat.length &&
       chat.length <= CHAT_TEMPLATE_BYTES_MAX) {
+    if (utf8_check(chat.data, chat.length) < chat.length)
+      return error_set(err, STATUS_REFUSED, "tokenizer.chat_template is not UTF-8");
     t->chat_template = mem_strndup(chat.data, chat.length, err);
     if (!t->chat_template) return STATUS_FAILED;
   }
