@@ -2,7 +2,7 @@
 # Installs the Debian packages that tessera needs, naming them first. Usage: setup.sh build|demo
 set -eu
 packages="gcc libc6-dev make cmake pkg-config git libjansson-dev libpcre2-dev libutf8proc-dev
-  libzip-dev libzstd-dev zlib1g-dev libprotobuf-c-dev protobuf-c-compiler libcmocka-dev"
+  libzip-dev libzstd-dev zlib1g-dev libcmocka-dev"
 [ "${1:-build}" = demo ] && packages="$packages python3 python3-pip"
 command -v dpkg-query >/dev/null 2>&1 || exit 0   # not Debian: CMake names what is missing
 missing=""

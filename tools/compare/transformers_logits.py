@@ -95,7 +95,7 @@ def reference(path, ids):
 def ours(path, ids, folder):
     program = folder / "logits"
     libraries = subprocess.check_output(
-        "pkg-config --libs jansson libpcre2-8 libutf8proc libzip libzstd zlib libprotobuf-c",
+        "pkg-config --libs jansson libpcre2-8 libutf8proc libzip libzstd zlib",
         shell=True, text=True).split()
     subprocess.check_call(["cc", "-O1", "-std=gnu17", "-D_GNU_SOURCE", "-Isrc",
                            "tools/compare/logits.c", "-o", program, "build/libtessera.a",
