@@ -49,6 +49,13 @@ lint: $(BUILD)/configured
 	@cppcheck -q --error-exitcode=1 --enable=warning,portability --inline-suppr \
 	  --suppress=missingIncludeSystem -I src -j$(JOBS) src
 	@clang-tidy -p $(BUILD) --quiet $$(git ls-files 'src/*.c') 2>/dev/null
+# Each target runs for FUZZ_SECONDS; what it found interesting is kept in build-fuzz/corpus.
+FUZZ_SECONDS ?= 30
+fuzz:
+	@CC=clang $(MAKE) -s BUILD=build-fuzz \
+	  CMAKE_ARGS="-DTSR_FUZZ=ON -DTSR_TESTS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo" build-fuzz/configured
+	@cmake --build build-fuzz -j$(JOBS) > /dev/null
+	@tests/fuzz/run.sh build-fuzz $(FUZZ_SECONDS)
 compare: all
 	@tools/compare.sh
 
@@ -66,4 +73,4 @@ clean:
 
 FORCE:
 .PHONY: all setup tests test demo check-all sanitize-address sanitize-thread check-clang valgrind \
-  damage isa lint compare install format format-check clean FORCE
+  damage isa fuzz lint compare install format format-check clean FORCE

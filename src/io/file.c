@@ -32,7 +32,8 @@ enum status file_map_open(struct file_map *map, const char *path, struct error *
   struct stat st = {0};
   int fd = open_regular(path, &st, err);
   if (fd < 0) return err ? err->status : STATUS_FAILED;
-  void *data = NULL;
+  static const uint8_t nothing[1]; /* so that adding 0 to the pointer is no crime */
+  const void *data = nothing;
   if (st.st_size > 0) data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
   close(fd);
   if (data == MAP_FAILED)
@@ -43,7 +44,7 @@ enum status file_map_open(struct file_map *map, const char *path, struct error *
 }
 
 void file_map_close(struct file_map *map) {
-  if (map->data) munmap((void *)map->data, map->size_bytes);
+  if (map->size_bytes) munmap((void *)map->data, map->size_bytes);
   *map = (struct file_map){0};
 }
 

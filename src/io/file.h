@@ -11,7 +11,7 @@
 /* A whole file mapped read-only. Pages are read when they are touched; a file that somebody
  * shortens while it is mapped takes the process down with SIGBUS, which no reader can prevent. */
 struct file_map {
-  const uint8_t *data; /* NULL for an empty file */
+  const uint8_t *data; /* never NULL, also for an empty file */
   size_t size_bytes;
 };
 enum status file_map_open(struct file_map *map, const char *path, struct error *err);

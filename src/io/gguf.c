@@ -336,7 +336,7 @@ enum status gguf_open(struct gguf **out, const char *path, struct error *err) {
   if (status == STATUS_OK && !(file->path = mem_strdup(path, err))) status = STATUS_FAILED;
   if (status == STATUS_OK) {
     const uint8_t *start = file->map.data;
-    struct cursor c = {start, start ? start + file->map.size_bytes : start, path, err};
+    struct cursor c = {start, start + file->map.size_bytes, path, err};
     status = take_all(&c, file);
   }
   if (status == STATUS_OK)

@@ -9,7 +9,7 @@
 #include "support/support.h"
 #include "support/walk.h"
 
-enum { ROUNDS = 3000 };
+enum { ROUNDS = 2000 };
 
 static void damaged_safetensors(void **state) {
   (void)state;
