@@ -65,8 +65,7 @@ enum status gguf_tensor_get(const struct gguf *file, const char *name,
                             const struct stored_tensor **out, struct error *err);
 
 /* Writing: set the values in order, then write the tensors, atomically. Setting a key again
- * replaces its value. Setters abort when memory runs out, as strbuf does. Tensor names must be
- * distinct. */
+ * replaces its value. Setters abort when memory runs out, as strbuf does. */
 struct gguf_builder;
 struct gguf_builder *gguf_builder_new(void);
 void gguf_builder_free(struct gguf_builder *b);

@@ -7,6 +7,7 @@
 #include "base/strbuf.h"
 #include "io/gguf.h"
 #include "io/gguf_format.h"
+#include "io/name_index.h"
 
 static const char ALIGNMENT_KEY[] = "general.alignment";
 
@@ -174,6 +175,18 @@ static enum status check_source(const struct tensor_source *t, struct error *err
   return STATUS_OK;
 }
 
+static enum status check_names(const struct tensor_source *tensors, size_t count,
+                               struct error *err) {
+  struct name_index names = {0};
+  enum status status = STATUS_OK;
+  for (size_t i = 0; i < count && status == STATUS_OK; i++)
+    status = name_index_add(&names, tensors[i].name, strlen(tensors[i].name), i, err);
+  if (status == STATUS_OK && name_index_finish(&names, "a tensor to be written", err) != STATUS_OK)
+    status = err ? err->status = STATUS_USAGE : STATUS_USAGE;
+  name_index_free(&names);
+  return status;
+}
+
 /* Appends a tensor's info; *offset moves on to where the next one begins. */
 static enum status describe(struct strbuf *out, const struct tensor_source *t, uint64_t *offset,
                             struct error *err) {
@@ -207,7 +220,7 @@ enum status gguf_write(struct gguf_builder *b, const char *path,
   struct strbuf header = {0};
   struct file_writer w = {.fd = -1};
   uint64_t offset = 0;
-  enum status status = STATUS_OK;
+  enum status status = check_names(tensors, count, err);
   strbuf_append(&header, GGUF_MAGIC, sizeof GGUF_MAGIC);
   put_u32(&header, GGUF_VERSION_NEWEST);
   put_u64(&header, count);

@@ -90,15 +90,15 @@ static void damaged_index(void **state) {
 static void damaged_npz(void **state) {
   (void)state;
   struct damage d = {"npz", NULL, NULL, 0, walk_npz, NULL, 15, ROUNDS};
-  damage_run_file(&d, golden("mask.npz"));
+  damage_run_file(&d, golden("io/mask.npz"));
   d.seed = 16;
-  damage_run_file(&d, golden("plain.npz"));
+  damage_run_file(&d, golden("io/plain.npz"));
 }
 
 static void damaged_npy(void **state) {
   (void)state;
   struct damage d = {"npy", NULL, NULL, 0, walk_npy, NULL, 17, ROUNDS};
-  damage_run_file(&d, golden("text.npy"));
+  damage_run_file(&d, golden("io/text.npy"));
 }
 
 /* Records tolerate: every line that is whole is still there, whatever happened to others. */

@@ -20,8 +20,6 @@ static const char *fresh(const char *name) {
   return path;
 }
 
-static const char *in(const char *folder, const char *name) { return path_join(folder, name); }
-
 /* How many entries a folder has, hidden ones included. */
 static int entries(const char *folder) {
   char out[64];
@@ -41,7 +39,7 @@ static void assert_content(const char *path, const char *expected) {
 static void commit_replaces_and_abort_keeps(void **state) {
   (void)state;
   struct error err = {0};
-  const char *folder = fresh("commit"), *path = in(folder, "out.bin");
+  const char *folder = fresh("commit"), *path = path_kept(folder, "out.bin");
   must(file_write_all(path, "old", 3, &err), err);
   struct file_writer w;
   must(file_writer_open(&w, path, &err), err);
@@ -64,7 +62,7 @@ static void commit_replaces_and_abort_keeps(void **state) {
 static void large_and_small_pieces_arrive_in_order(void **state) {
   (void)state;
   struct error err = {0};
-  const char *path = in(fresh("pieces"), "out.bin");
+  const char *path = path_kept(fresh("pieces"), "out.bin");
   size_t pieces[] = {1, 1 << 20, 5, (1 << 20) - 6, 3 << 20, 0, 7}, total = 0;
   uint8_t *bytes = malloc(8 << 20);
   for (size_t i = 0; i < 8 << 20; i++) bytes[i] = (uint8_t)(i * 2654435761u >> 24);
@@ -107,14 +105,14 @@ static void write_and_die(const char *path) {
 static void make_directory_and_die(const char *path) {
   struct dir_writer w;
   if (dir_writer_open(&w, path, false, NULL) != STATUS_OK) return;
-  char *inside = path_join(w.temporary, "weights");
+  const char *inside = path_kept(w.temporary, "weights");
   if (file_write_all(inside, "x", 1, NULL) == STATUS_OK) kill(getpid(), SIGKILL);
 }
 
 static void what_a_kill_left_is_removed_by_the_next_writer(void **state) {
   (void)state;
   struct error err = {0};
-  const char *folder = fresh("kill"), *path = in(folder, "out.bin");
+  const char *folder = fresh("kill"), *path = path_kept(folder, "out.bin");
   must(file_write_all(path, "old", 3, &err), err);
   struct file_writer living;
   must(file_writer_open(&living, path, &err), err);
@@ -128,7 +126,7 @@ static void what_a_kill_left_is_removed_by_the_next_writer(void **state) {
   assert_content(path, "living");
   assert_int_equal(entries(folder), 1);
 
-  const char *output = in(folder, "model");
+  const char *output = path_kept(folder, "model");
   assert_true(WIFSIGNALED(in_child(make_directory_and_die, output)));
   assert_int_equal(entries(folder), 2);
   struct dir_writer w;
@@ -143,7 +141,7 @@ static void write_and_exit(const char *path) {
   struct file_writer w;
   struct dir_writer d;
   if (file_writer_open(&w, path, NULL) || dir_writer_open(&d, "model", false, NULL)) return;
-  char *inside = path_join(d.temporary, "weights");
+  const char *inside = path_kept(d.temporary, "weights");
   if (file_write_all(inside, "x", 1, NULL) || chdir("/")) return;
   exit(0); /* without abort: the exit handler is what is tested */
 }
@@ -162,7 +160,7 @@ static void an_exit_leaves_nothing(void **state) {
 static void a_child_leaves_its_parents_files_alone(void **state) {
   (void)state;
   struct error err = {0};
-  const char *path = in(fresh("child"), "out.bin");
+  const char *path = path_kept(fresh("child"), "out.bin");
   struct file_writer w;
   must(file_writer_open(&w, path, &err), err);
   char *name = strdup(w.temporary);
@@ -190,7 +188,7 @@ static void write_past_the_limit(const char *path) {
 static void a_full_disk_keeps_the_old_file(void **state) {
   (void)state;
   struct error err = {0};
-  const char *folder = fresh("full"), *path = in(folder, "out.bin");
+  const char *folder = fresh("full"), *path = path_kept(folder, "out.bin");
   must(file_write_all(path, "old", 3, &err), err);
   assert_int_equal(in_child(write_past_the_limit, path), 0);
   assert_content(path, "old");
@@ -213,7 +211,7 @@ static void obstacles_are_named(void **state) {
   struct error err = {0};
   struct file_writer w;
   const char *folder = fresh("obstacles");
-  assert_int_equal(file_writer_open(&w, in(folder, "none/out"), &err), STATUS_FAILED);
+  assert_int_equal(file_writer_open(&w, path_kept(folder, "none/out"), &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "does not exist"));
   file_writer_abort(&w);
   assert_int_equal(file_writer_open(&w, folder, &err), STATUS_FAILED);
@@ -223,16 +221,16 @@ static void obstacles_are_named(void **state) {
   assert_int_equal(file_writer_open(&w, "/sys/out", &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "cannot be written to"));
   struct file_map map;
-  assert_int_equal(file_map_open(&map, in(folder, "absent"), &err), STATUS_FAILED);
+  assert_int_equal(file_map_open(&map, path_kept(folder, "absent"), &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "absent"));
   assert_int_equal(file_map_open(&map, folder, &err), STATUS_REFUSED);
   char *data;
-  must(file_write_all(in(folder, "ten"), "0123456789", 10, &err), err);
-  must(file_read(in(folder, "ten"), 10, &data, NULL, &err), err);
+  must(file_write_all(path_kept(folder, "ten"), "0123456789", 10, &err), err);
+  must(file_read(path_kept(folder, "ten"), 10, &data, NULL, &err), err);
   free(data);
-  assert_int_equal(file_read(in(folder, "ten"), 9, &data, NULL, &err), STATUS_REFUSED);
-  must(file_write_all(in(folder, "empty"), NULL, 0, &err), err);
-  must(file_map_open(&map, in(folder, "empty"), &err), err);
+  assert_int_equal(file_read(path_kept(folder, "ten"), 9, &data, NULL, &err), STATUS_REFUSED);
+  must(file_write_all(path_kept(folder, "empty"), NULL, 0, &err), err);
+  must(file_map_open(&map, path_kept(folder, "empty"), &err), err);
   assert_true(map.data && map.size_bytes == 0);
   file_map_close(&map);
 }
@@ -241,12 +239,12 @@ static void a_link_is_followed(void **state) {
   (void)state;
   struct error err = {0};
   const char *folder = fresh("link"), *elsewhere = fresh("elsewhere");
-  assert_int_equal(symlink(in(elsewhere, "real"), in(folder, "link")), 0);
-  must(file_write_all(in(elsewhere, "real"), "old", 3, &err), err);
-  must(file_write_all(in(folder, "link"), "new", 3, &err), err);
-  assert_content(in(elsewhere, "real"), "new");
+  assert_int_equal(symlink(path_kept(elsewhere, "real"), path_kept(folder, "link")), 0);
+  must(file_write_all(path_kept(elsewhere, "real"), "old", 3, &err), err);
+  must(file_write_all(path_kept(folder, "link"), "new", 3, &err), err);
+  assert_content(path_kept(elsewhere, "real"), "new");
   struct stat st;
-  assert_int_equal(lstat(in(folder, "link"), &st), 0);
+  assert_int_equal(lstat(path_kept(folder, "link"), &st), 0);
   assert_true(S_ISLNK(st.st_mode));
 }
 
@@ -257,7 +255,7 @@ static void long_names_work(void **state) {
   memset(name, 'n', sizeof name);
   name[251] = 0;
   const char *folder = fresh("long");
-  must(file_write_all(in(folder, name), "x", 1, &err), err);
+  must(file_write_all(path_kept(folder, name), "x", 1, &err), err);
   assert_int_equal(entries(folder), 1);
 }
 
@@ -265,7 +263,7 @@ static void write_model(const char *path, bool replace, const char *content) {
   struct error err = {0};
   struct dir_writer w;
   must(dir_writer_open(&w, path, replace, &err), err);
-  must(file_write_all(in(w.temporary, content), content, strlen(content), &err), err);
+  must(file_write_all(path_kept(w.temporary, content), content, strlen(content), &err), err);
   must(dir_writer_commit(&w, &err), err);
   dir_writer_abort(&w);
 }
@@ -273,20 +271,20 @@ static void write_model(const char *path, bool replace, const char *content) {
 static void directories_appear_whole(void **state) {
   (void)state;
   struct error err = {0};
-  const char *folder = fresh("directories"), *path = in(folder, "model");
+  const char *folder = fresh("directories"), *path = path_kept(folder, "model");
   struct dir_writer w;
   must(dir_writer_open(&w, path, false, &err), err);
   assert_false(file_exists(path));
   dir_writer_abort(&w);
   dir_writer_abort(&w);
   assert_int_equal(entries(folder), 0);
-  write_model(in(folder, "model/"), false, "first");
-  assert_content(in(path, "first"), "first");
+  write_model(path_kept(folder, "model/"), false, "first");
+  assert_content(path_kept(path, "first"), "first");
   assert_int_equal(dir_writer_open(&w, path, false, &err), STATUS_REFUSED);
   assert_non_null(strstr(err.text, "--force"));
   write_model(path, true, "second");
-  assert_content(in(path, "second"), "second");
-  assert_false(file_exists(in(path, "first")));
+  assert_content(path_kept(path, "second"), "second");
+  assert_false(file_exists(path_kept(path, "first")));
   assert_int_equal(entries(folder), 1);
 }
 
@@ -295,17 +293,17 @@ static void a_tree_is_never_replaced(void **state) {
   (void)state;
   struct error err = {0};
   const char *home = fresh("home");
-  assert_int_equal(mkdir(in(home, ".config"), 0777), 0);
+  assert_int_equal(mkdir(path_kept(home, ".config"), 0777), 0);
   struct dir_writer w;
   assert_int_equal(dir_writer_open(&w, home, true, &err), STATUS_REFUSED);
   assert_non_null(strstr(err.text, "further directories"));
-  assert_true(file_exists(in(home, ".config")));
+  assert_true(file_exists(path_kept(home, ".config")));
 }
 
 static void hold_lock_until_killed(const char *path) {
   struct file_lock lock;
   if (file_lock_take(&lock, path, NULL) == STATUS_OK) {
-    file_write_all(in(scratch(), "held"), "", 0, NULL);
+    file_write_all(path_kept(scratch(), "held"), "", 0, NULL);
     pause();
   }
 }
@@ -317,7 +315,7 @@ static void a_lock_dies_with_its_process(void **state) {
   fflush(stdout);
   pid_t pid = fork();
   if (pid == 0) hold_lock_until_killed(path);
-  for (int i = 0; i < 1000 && !file_exists(in(scratch(), "held")); i++) usleep(5000);
+  for (int i = 0; i < 1000 && !file_exists(path_kept(scratch(), "held")); i++) usleep(5000);
   struct file_lock lock;
   assert_int_equal(file_lock_take(&lock, path, &err), STATUS_REFUSED);
   assert_non_null(strstr(err.text, "another process"));

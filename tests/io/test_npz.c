@@ -18,8 +18,8 @@ static void reads_a_published_mask(void **state) {
   (void)state;
   struct error err = {0};
   struct npz *file;
-  assert_true(npz_recognise(golden("mask.npz")));
-  must(npz_open(&file, golden("mask.npz"), &err), err);
+  assert_true(npz_recognise(golden("io/mask.npz")));
+  must(npz_open(&file, golden("io/mask.npz"), &err), err);
   assert_int_equal(npz_count(file), 3);
   struct npy_array a;
   read_named(file, "model.layers.0.self_attn.q_proj.weight", &a);
@@ -47,7 +47,7 @@ static void reads_plain_arrays(void **state) {
   (void)state;
   struct error err = {0};
   struct npz *file;
-  must(npz_open(&file, golden("plain.npz"), &err), err);
+  must(npz_open(&file, golden("io/plain.npz"), &err), err);
   struct npy_array a;
   read_named(file, "f4", &a);
   assert_true(a.rank == 2 && a.shape[0] == 2 && a.shape[1] == 3 && a.dtype == DTYPE_F32);
@@ -74,11 +74,11 @@ static void reads_plain_arrays(void **state) {
 
 static void refuses_by_name(void **state) {
   (void)state;
-  static const char *const cases[][2] = {{"big_endian.npy", "big-endian"},
-                                         {"fortran.npy", "Fortran"},
-                                         {"object.npy", "Python objects"},
-                                         {"complex.npy", "not read"},
-                                         {"record.npy", "structures"}};
+  static const char *const cases[][2] = {{"io/big_endian.npy", "big-endian"},
+                                         {"io/fortran.npy", "Fortran"},
+                                         {"io/object.npy", "Python objects"},
+                                         {"io/complex.npy", "not read"},
+                                         {"io/record.npy", "structures"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     struct error err = {0};
     struct npy_array a;

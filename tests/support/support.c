@@ -10,16 +10,25 @@
 
 #include "base/rng.h"
 
-static const char *keep(const char *a, const char *b) {
-  char *path = malloc(strlen(a) + strlen(b) + 2);
-  assert_non_null(path);
-  sprintf(path, "%s/%s", a, b);
-  return path;
+/* Paths live as long as the process; the list keeps them in the eye of leak checkers. */
+struct kept {
+  struct kept *next;
+  char path[];
+};
+static struct kept *all_kept;
+
+const char *path_kept(const char *folder, const char *name) {
+  struct kept *k = malloc(sizeof *k + strlen(folder) + strlen(name) + 2);
+  assert_non_null(k);
+  sprintf(k->path, "%s/%s", folder, name);
+  k->next = all_kept;
+  all_kept = k;
+  return k->path;
 }
 
 const char *shared_data(const char *name) {
   const char *root = getenv("TSR_SHARED");
-  const char *path = keep(keep(root ? root : "../shared", "data"), name);
+  const char *path = path_kept(path_kept(root ? root : "../shared", "data"), name);
   if (access(path, R_OK) == 0) return path;
   printf("skip: %s is not there\n", path);
   return NULL;
@@ -27,7 +36,7 @@ const char *shared_data(const char *name) {
 
 const char *golden(const char *name) {
   const char *root = getenv("TSR_SOURCE");
-  return keep(keep(root ? root : ".", "tests/golden"), name);
+  return path_kept(path_kept(root ? root : ".", "tests/golden"), name);
 }
 
 const char *program(void) {
@@ -55,7 +64,7 @@ const char *scratch(void) {
   return scratch_folder;
 }
 
-const char *scratch_path(const char *name) { return keep(scratch(), name); }
+const char *scratch_path(const char *name) { return path_kept(scratch(), name); }
 
 double largest_difference(const float *a, const float *b, size_t count) {
   double most = 0;

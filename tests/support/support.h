@@ -26,6 +26,8 @@ const char *golden(const char *name);
 const char *program(void);
 /* An empty scratch folder, removed at exit. */
 const char *scratch(void);
+/* folder/name; the string lives as long as the process, as do all these. */
+const char *path_kept(const char *folder, const char *name);
 /* scratch()/name */
 const char *scratch_path(const char *name);
 

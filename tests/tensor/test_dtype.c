@@ -119,7 +119,7 @@ static void blocks_expand_to_golden_bits(void **state) {
   (void)state;
   struct error err = {0};
   struct safetensors *file;
-  must(safetensors_open(&file, golden("blocks.safetensors"), &err), err);
+  must(safetensors_open(&file, golden("io/blocks.safetensors"), &err), err);
   for (int type = DTYPE_Q4_0; type < DTYPE_COUNT; type++) {
     const struct dtype_traits *traits = dtype_traits((enum dtype)type);
     char name[32];
@@ -150,7 +150,7 @@ static void q8_0_encodes_as_the_reference(void **state) {
   (void)state;
   struct error err = {0};
   struct safetensors *file;
-  must(safetensors_open(&file, golden("blocks.safetensors"), &err), err);
+  must(safetensors_open(&file, golden("io/blocks.safetensors"), &err), err);
   const struct stored_tensor *input = safetensors_find(file, "encode.input");
   const struct stored_tensor *right = safetensors_find(file, "encode.q8_0");
   uint8_t out[8 * 34];

@@ -1,6 +1,6 @@
 """Random blocks of every ggml type that tessera reads, with the values the gguf package gives them.
 
-Writes tests/golden/blocks.safetensors. Needs: numpy, gguf, safetensors.
+Writes tests/golden/io/blocks.safetensors. Needs: numpy, gguf, safetensors.
 Bytes are uniform; only the fp16 scales are drawn so that they are finite and of ordinary size.
 """
 import pathlib
@@ -37,4 +37,4 @@ x[64] = 127 * 64.0
 tensors["encode.input"] = x
 tensors["encode.q8_0"] = gguf.quantize(x, T.Q8_0).reshape(-1)
 root = pathlib.Path(__file__).resolve().parents[2]
-save_file(tensors, root / "tests/golden/blocks.safetensors")
+save_file(tensors, root / "tests/golden/io/blocks.safetensors")

@@ -1,11 +1,11 @@
 """Small .npz files as NumPy writes them: one like the published PATCH masks (compressed, packed
-bits, __meta__), and single arrays that must be refused. Writes tests/golden/*.npz, *.npy."""
+bits, __meta__), and single arrays that must be refused. Writes tests/golden/io/*.npz, *.npy."""
 import json
 import pathlib
 
 import numpy as np
 
-out = pathlib.Path(__file__).resolve().parents[2] / "tests/golden"
+out = pathlib.Path(__file__).resolve().parents[2] / "tests/golden/io"
 rng = np.random.default_rng(4)
 mask = rng.random((6, 20)) < 0.55
 np.savez_compressed(out / "mask.npz", **{
