@@ -64,7 +64,7 @@ static void make_log(struct axis *a, int wanted) {
 
 struct axis axis_make(double low, double high, enum axis_ends ends, int wanted) {
   bool log = ends == AXIS_LOG;
-  INVARIANT(isfinite(low) && isfinite(high) && low <= high && (!log || low > 0));
+  INVARIANT(axis_can_show(log, low) && axis_can_show(log, high) && low <= high);
   struct axis a = {.log = log, .low = low, .high = high, .span = 1};
   if (log) {
     make_log(&a, wanted);
@@ -84,9 +84,7 @@ void axis_place(struct axis *axis, double start, double span) {
   axis->span = span;
 }
 
-bool axis_shows(const struct axis *axis, double value) {
-  return isfinite(value) && (!axis->log || value > 0);
-}
+bool axis_can_show(bool log, double value) { return fabs(value) < 1e15 && (!log || value > 1e-15); }
 
 double axis_at(const struct axis *axis, double value) {
   double share = axis->log ? log(value / axis->low) / log(axis->high / axis->low)

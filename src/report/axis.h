@@ -21,13 +21,14 @@ enum axis_ends {
   AXIS_TICKS, /* widened to the next ticks */
   AXIS_LOG    /* logarithmic, and widened by a little */
 };
-/* An axis that shows [low, high] (finite; positive when AXIS_LOG) with about `wanted` ticks at
+/* An axis that shows [low, high] (each by axis_can_show) with about `wanted` ticks at
  * round values. */
 struct axis axis_make(double low, double high, enum axis_ends ends, int wanted);
 void axis_place(struct axis *axis, double start, double span);
 double axis_at(const struct axis *axis, double value);
-/* True when the value can be shown: finite, and positive on a logarithmic axis. */
-bool axis_shows(const struct axis *axis, double value);
+/* True when the value can be shown: of a size that pictures deal with, and positive on a
+ * logarithmic axis. */
+bool axis_can_show(bool log, double value);
 void axis_format(const struct axis *axis, double value, char out[32]);
 
 #endif

@@ -72,7 +72,7 @@ static struct frame make_frame(const struct chart *c, struct range x, struct ran
 
 static void draw_marks(struct strbuf *out, const struct chart *c, const struct frame *f) {
   for (int i = 0; i < c->mark_count; i++)
-    if (axis_shows(&f->y, c->marks[i].y)) {
+    if (axis_can_show(c->y_log, c->marks[i].y)) {
       double at = axis_at(&f->y, c->marks[i].y);
       svg_line(out, "mark", f->left, at, f->right, at);
     }
@@ -81,7 +81,7 @@ static void draw_marks(struct strbuf *out, const struct chart *c, const struct f
 /* --- line charts --- */
 
 static bool visible(const struct chart *c, const struct chart_series *s, size_t i) {
-  return isfinite(s->x[i]) && isfinite(s->y[i]) && (!c->y_log || s->y[i] > 0);
+  return axis_can_show(false, s->x[i]) && axis_can_show(c->y_log, s->y[i]);
 }
 
 static bool find_ranges(const struct chart *c, struct range *x, struct range *y) {
@@ -94,7 +94,7 @@ static bool find_ranges(const struct chart *c, struct range *x, struct range *y)
     }
   if (x->low > x->high) return false;
   for (int i = 0; i < c->mark_count; i++)
-    if (isfinite(c->marks[i].y) && (!c->y_log || c->marks[i].y > 0)) range_add(y, c->marks[i].y);
+    if (axis_can_show(c->y_log, c->marks[i].y)) range_add(y, c->marks[i].y);
   return true;
 }
 
@@ -157,7 +157,7 @@ static size_t find_ends(const struct chart *c, const struct frame *f, struct end
           (struct end_label){axis_at(&f->y, s->y[last - 1]), s->label, s->color % CHART_COLORS};
   }
   for (int i = 0; i < c->mark_count; i++)
-    if (axis_shows(&f->y, c->marks[i].y))
+    if (axis_can_show(c->y_log, c->marks[i].y))
       labels[count++] = (struct end_label){axis_at(&f->y, c->marks[i].y), c->marks[i].label, -1};
   return count;
 }
@@ -268,7 +268,7 @@ static void draw_labelled_point(struct strbuf *out, struct board *board,
 }
 
 static bool drawable(const struct chart *axes, const struct scatter_point *p) {
-  return isfinite(p->x) && isfinite(p->y) && (!axes->y_log || p->y > 0);
+  return axis_can_show(false, p->x) && axis_can_show(axes->y_log, p->y);
 }
 
 /* A point at its place on the page; sorted from the top down, so that labels which have to move

@@ -71,14 +71,38 @@ static enum status curve_add(struct report_curve *curve, const json_t *line, str
   return STATUS_OK;
 }
 
+/* The run's settings lie under a key of their own; what stands beside them (model, data, threads)
+ * belongs with them. */
+static void add_settings(struct report_run *run, const json_t *line) {
+  static const char *const elsewhere[] = {"type", "time", "step", "settings"};
+  json_object_update(run->settings, (json_t *)line);
+  for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
+    json_object_del(run->settings, elsewhere[i]);
+  json_t *inner = json_object_get(line, "settings");
+  if (json_is_object(inner)) json_object_update(run->settings, inner);
+}
+
+/* The first held-out line also says what the run began with. */
+static enum status add_heldout(struct report_run *run, const json_t *line, struct error *err) {
+  double prior_loss = report_number(line, "prior_loss");
+  if (isnan(run->dense_loss)) run->dense_loss = report_number(line, "dense_loss");
+  if (run->heldout.count == 0 && report_number(line, "step") > 0 && isfinite(prior_loss)) {
+    json_t *first = json_pack("{s:i, s:i, s:f}", "step", 0, "tokens", 0, "loss", prior_loss);
+    INVARIANT(first != NULL);
+    enum status status = curve_add(&run->heldout, first, err);
+    json_decref(first);
+    if (status) return status;
+  }
+  return curve_add(&run->heldout, line, err);
+}
+
 static enum status run_add_line(struct report_run *run, json_t *line, struct error *err) {
   const char *type = json_get_string(line, "type");
   if (!type) return STATUS_OK;
   if (!strcmp(type, "step")) return curve_add(&run->steps, line, err);
-  if (!strcmp(type, "heldout")) return curve_add(&run->heldout, line, err);
+  if (!strcmp(type, "heldout")) return add_heldout(run, line, err);
   if (!strcmp(type, "settings")) {
-    json_object_update(run->settings, line);
-    json_object_del(run->settings, "type");
+    add_settings(run, line);
   } else if (!strcmp(type, "final")) {
     json_decref(run->final);
     run->final = json_incref(line);
@@ -113,7 +137,8 @@ static enum status new_run(struct report_data *data, const char *name, const cha
   struct report_run *run = &data->runs[data->run_count++];
   *run = (struct report_run){.name = mem_strdup(name, NULL),
                              .path = real ? real : mem_strdup(path, NULL),
-                             .settings = json_object()};
+                             .settings = json_object(),
+                             .dense_loss = NAN};
   INVARIANT(run->name && run->path && run->settings);
   *fresh = true;
   *out = run;
@@ -221,8 +246,25 @@ static char *resolve(const char *directory, const char *path) {
   return path_join(*path == '/' ? "" : directory, *path == '/' ? path + 1 : path);
 }
 
+/* What a run knows about itself need not be repeated in its row. */
+static void complete_row(const struct report_data *data, json_t *row, const char *path) {
+  char *real = realpath(path, NULL);
+  for (int i = 0; i < data->run_count && real; i++) {
+    const struct report_run *run = &data->runs[i];
+    if (strcmp(run->path, real) != 0) continue;
+    size_t steps = run->steps.count;
+    double tokens = steps ? run->steps.values[FIELD_TOKENS][steps - 1] : NAN;
+    double seconds = report_number(run->final, "seconds");
+    if (isnan(report_number(row, "learning_tokens")) && isfinite(tokens))
+      json_object_set_new(row, "learning_tokens", json_real(tokens));
+    if (isnan(report_number(row, "seconds_to_make")) && isfinite(seconds))
+      json_object_set_new(row, "seconds_to_make", json_real(seconds));
+  }
+  free(real);
+}
+
 /* What a row points at: the directory of a learning run, or a mask file alone. */
-static enum status follow_row(struct report_data *data, const json_t *row, const char *directory,
+static enum status follow_row(struct report_data *data, json_t *row, const char *directory,
                               struct error *err) {
   const char *name = json_get_string(row, "name");
   const char *run_path = json_get_string(row, "run"), *mask_path = json_get_string(row, "mask");
@@ -231,6 +273,7 @@ static enum status follow_row(struct report_data *data, const json_t *row, const
   if (run_path) {
     path = resolve(directory, run_path);
     status = add_run_directory(data, path, name, err);
+    if (!status) complete_row(data, row, path);
   } else if (mask_path) {
     struct report_run *run;
     bool fresh;

@@ -33,6 +33,7 @@ struct report_run {
   json_t *final;    /* object: the last "final" line; or NULL */
   struct report_curve steps;   /* "step" lines, in order of their steps */
   struct report_curve heldout; /* "heldout" lines: step, tokens, loss */
+  double dense_loss;           /* of the dense model on the held-out windows; NAN when unknown */
   struct mask_set mask;
   bool has_mask;
 };

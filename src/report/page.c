@@ -12,11 +12,6 @@ static const char style[] =
     "@media (prefers-color-scheme:dark){:root{--bg:#14181c;--fg:#e6e9ec;--muted:#9aa5b0;"
     "--rule:#343b43;--soft:#1d2329;--heat:#6db8f2;--onheat:#08131c;--c0:#62b6f0;--c1:#ff9a57;"
     "--c2:#3fd0a4;--c3:#ec9bcb;--c4:#efc04f;--c5:#8fd3f5;--c6:#b9a3f5;--c7:#b5bcc4}}\n"
-    "@media print{:root{--bg:#fff;--fg:#000;--muted:#444;--rule:#bbb;--soft:#f4f4f4;"
-    "--heat:#0b5a9d;--onheat:#fff;--c0:#0072b2;--c1:#b84d00;--c2:#00795a;--c3:#a33e7f;"
-    "--c4:#8a6200;--c5:#2a7fa8;--c6:#6b4fb3;--c7:#555}"
-    "body{font-size:10.5pt}main{max-width:none;padding:0}figure,tr,.sample,.keys{break-inside:"
-    "avoid}h2{break-after:avoid}@page{margin:16mm}}\n"
     "*{box-sizing:border-box;print-color-adjust:exact;-webkit-print-color-adjust:exact}\n"
     "body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,-apple-system,"
     "'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}\n"
@@ -46,8 +41,10 @@ static const char style[] =
     ".sample p{margin:0;max-width:none;white-space:pre-wrap;overflow-wrap:anywhere;"
     "font-family:Georgia,'Times New Roman',serif}\n"
     ".sample .prompt{color:var(--muted)}\n"
-    ".keys{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;font-size:.9em;"
-    "margin:.6em 0}.keys dt{color:var(--muted)}.keys dd{margin:0;overflow-wrap:anywhere}\n"
+    ".keys{columns:3 250px;column-gap:28px;font-size:.86em;margin:.6em 0}"
+    ".keys div{display:flex;gap:10px;justify-content:space-between;break-inside:avoid;"
+    "border-bottom:1px solid var(--rule);padding:2px 0}.keys dt{color:var(--muted)}"
+    ".keys dd{margin:0;text-align:right;overflow-wrap:anywhere}\n"
     "footer{margin-top:3em;padding-top:1em;border-top:1px solid var(--rule);color:var(--muted);"
     "font-size:.85em}\n"
     "svg{display:block;width:100%;height:auto;font:11px system-ui,-apple-system,'Segoe UI',Roboto,"
@@ -61,8 +58,14 @@ static const char style[] =
     "svg .name{font-weight:600}\n"
     ".cell{fill:var(--soft);stroke:var(--rule);stroke-width:.5}.heat{fill:var(--heat)}\n"
     "svg .celltext{font-size:10.5px}svg .cellhigh{fill:var(--onheat);font-size:10.5px}\n"
-    ".tile{fill:var(--heat)}.t1{opacity:.25}.t2{opacity:.5}.t3{opacity:.75}\n";
-
+    ".tile{fill:var(--heat)}.t1{opacity:.25}.t2{opacity:.5}.t3{opacity:.75}\n"
+    "@media print{:root{--bg:#fff;--fg:#000;--muted:#444;--rule:#bbb;--soft:#f4f4f4;"
+    "--heat:#0b5a9d;--onheat:#fff;--c0:#0072b2;--c1:#b84d00;--c2:#00795a;--c3:#a33e7f;"
+    "--c4:#8a6200;--c5:#2a7fa8;--c6:#6b4fb3;--c7:#555}"
+    "body{font-size:9.5pt}main{max-width:none;padding:0}figure,tr,.sample{break-inside:avoid}"
+    "h2,h3{break-after:avoid}.scroll{overflow:visible}table{font-size:.78em}"
+    "td:first-child{min-width:0}.pair{grid-template-columns:1fr 1fr}svg{max-height:225mm}"
+    "@page{margin:14mm}}\n";
 static void put_series_colors(struct strbuf *out) {
   for (int c = 0; c < 8; c++)
     strbuf_printf(out,

@@ -37,6 +37,7 @@ static void put_lead(struct strbuf *out, const struct report_data *data) {
   struct strbuf text = {0};
   struct summary summary = summary_of(data->rows);
   summary_sentences(&text, &summary);
+  if (!text.length && data->run_count == 1) summary_run_sentences(&text, &data->runs[0]);
   if (text.length) {
     strbuf_puts(out, "<p class=\"lead\">");
     html_text(out, text.data);

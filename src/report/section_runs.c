@@ -111,6 +111,13 @@ static void chart_loss(struct strbuf *out, const struct report_data *data) {
   scratch_free(&scratch);
 }
 
+/* Of the first run that measured it; NAN when none did. */
+static double dense_loss(const struct report_data *data) {
+  for (int i = 0; i < data->run_count; i++)
+    if (isfinite(data->runs[i].dense_loss)) return data->runs[i].dense_loss;
+  return NAN;
+}
+
 static void chart_heldout(struct strbuf *out, const struct report_data *data) {
   struct chart chart = new_chart("Held-out loss of the hard mask", "nats per token", 900);
   for (int i = 0; i < data->run_count; i++) {
@@ -119,6 +126,8 @@ static void chart_heldout(struct strbuf *out, const struct report_data *data) {
     add_curve(&chart, &run->heldout, run->heldout.values[FIELD_LOSS], run->name, i, CHART_LINE);
     add_curve(&chart, &run->heldout, run->heldout.values[FIELD_LOSS], NULL, i, CHART_DOTS);
   }
+  chart.marks[0] = (struct chart_mark){dense_loss(data), "dense model"};
+  chart.mark_count = isfinite(chart.marks[0].y);
   put_chart(out, &chart,
             "Loss on windows set aside, with the mask that the run would have written at that "
             "moment. The first point is the prior that the run started from.");
@@ -172,11 +181,47 @@ static void chart_flips(struct strbuf *out, const struct report_run *run, int co
   scratch_free(&scratch);
 }
 
+/* What each run ended with. */
+static void put_runs_table(struct strbuf *out, const struct report_data *data) {
+  static const char *const titles[] = {"run",        "mode",    "density", "before projection",
+                                       "dense loss", "prior's", "learned", "tokens/s",
+                                       "time",       "memory"};
+  struct table table = {0};
+  char text[32];
+  for (int c = 0; c < 10; c++) table_column(&table, titles[c], c < 2 ? TABLE_LEFT : TABLE_RIGHT);
+  for (int i = 0; i < data->run_count; i++) {
+    const struct report_run *run = &data->runs[i];
+    const char *mode = json_get_string(run->settings, "mode");
+    if (!run->final) continue;
+    table_cell(&table, "%s", run->name);
+    table_cell(&table, "%s", mode ? mode : "");
+    table_cell(&table, "%.2f %%", 100 * report_number(run->final, "density"));
+    table_cell(&table, "%.2f %%", 100 * report_number(run->final, "density_before"));
+    table_cell(&table, "%.4f", report_number(run->final, "dense_loss"));
+    table_cell(&table, "%.4f", report_number(run->final, "prior_loss"));
+    table_cell(&table, "%.4f", report_number(run->final, "best_loss"));
+    table_cell(&table, "%.0f", report_number(run->final, "tokens_per_second"));
+    format_duration(text, report_number(run->final, "seconds"));
+    table_cell(&table, "%s", text);
+    format_bytes(text, report_number(run->final, "peak_bytes"));
+    table_cell(&table, "%s", text);
+  }
+  if (table.cell_count) page_table(out, &table, -1);
+  if (table.cell_count)
+    page_paragraph(out,
+                   "Losses in nats per token on the windows set aside for the run: of the dense "
+                   "model, of the mask that the run started from, and of the mask it wrote, which "
+                   "is the best it met. Density before projection is what the tile logits alone "
+                   "would have given.");
+  table_free(&table);
+}
+
 void section_learning(struct strbuf *out, const struct report_data *data) {
   int learned = 0;
   for (int i = 0; i < data->run_count; i++) learned += data->runs[i].steps.count > 0;
   if (!learned) return;
   page_heading(out, "Learning");
+  put_runs_table(out, data);
   chart_loss(out, data);
   chart_heldout(out, data);
   for (int i = 0; i < data->run_count; i++) {
@@ -264,11 +309,11 @@ static void put_pairs(struct strbuf *out, const char *before, const json_t *obje
       strbuf_putc(&name, '.');
       put_pairs(out, strbuf_text(&name), value);
     } else if (!skipped) {
-      strbuf_puts(out, "<dt>");
+      strbuf_puts(out, "<div><dt>");
       html_text(out, strbuf_text(&name));
       strbuf_puts(out, "</dt><dd>");
       put_value(out, value);
-      strbuf_puts(out, "</dd>\n");
+      strbuf_puts(out, "</dd></div>\n");
     }
     strbuf_free(&name);
   }

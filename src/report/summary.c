@@ -80,6 +80,20 @@ void summary_sentences(struct strbuf *out, const struct summary *s) {
     strbuf_puts(out, " Learning did not improve on it in this run.");
 }
 
+void summary_run_sentences(struct strbuf *out, const struct report_run *run) {
+  double dense = report_number(run->final, "dense_loss");
+  double prior = report_number(run->final, "prior_loss");
+  double best = report_number(run->final, "best_loss");
+  if (!(best > 0) || !(prior > 0) || !(dense > 0)) return;
+  strbuf_printf(
+      out,
+      "The mask of \"%s\" keeps %.2f %% of the prunable weights. On the windows set aside "
+      "its loss is %.4f nats per token; the dense model's is %.4f, and the mask that "
+      "learning started from has %.4f.",
+      run->name, 100 * report_number(run->final, "density"), best, dense, prior);
+  if (!(best < prior)) strbuf_puts(out, " Learning did not improve on its prior in this run.");
+}
+
 /* --- the table --- */
 
 struct column {

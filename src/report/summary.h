@@ -19,6 +19,9 @@ double summary_distance(const json_t *row, const json_t *dense);
 /* Appends plain sentences; nothing when the rows do not suffice. */
 void summary_sentences(struct strbuf *out, const struct summary *summary);
 
+/* The same for a learning run that stands alone. */
+void summary_run_sentences(struct strbuf *out, const struct report_run *run);
+
 /* True for rows that a learning run made. */
 bool row_is_learned(const json_t *row);
 
