@@ -12,6 +12,7 @@ static const struct command *const commands[] = {
     &command_tokenize,
     &command_prune,
     &command_eval,
+    &command_generate,
     &command_report,
     NULL,
 };
