@@ -67,9 +67,11 @@ static void read_rope(struct config_reader *in, struct model_config *config) {
   char room[64];
   config_read_real(in, "rope.freq_base", 1, 1e15, &config->rope.theta);
   const char *type = config_read_string(in, "rope.scaling.type", room, sizeof room);
-  if (type && !strcmp(type, "linear")) {
+  bool scaled = config_has(in, "rope.scaling.factor") || config_has(in, "rope.scale_linear");
+  if (type ? !strcmp(type, "linear") : scaled) { /* files older than the type's key mean linear */
     config->rope.scaling = ROPE_LINEAR;
     config->rope.factor = 1;
+    config_read_real(in, "rope.scale_linear", 1e-3, 1e6, &config->rope.factor);
     config_read_real(in, "rope.scaling.factor", 1e-3, 1e6, &config->rope.factor);
   } else if (type && strcmp(type, "none") != 0) {
     config_refuse(in, "rotary scaling \"%s\" is not supported (none, linear, llama3)", type);
@@ -109,9 +111,8 @@ enum status model_config_from_gguf(struct model_config *out, const struct gguf *
   if (in.status == STATUS_OK) read_rope(&in, &config);
   read_features(&in, &config);
   config_settle(&config);
-  if (in.status == STATUS_OK && family->read_gguf)
-    family->read_gguf(&in, &config);
-  else if (config.sliding_window)
+  if (in.status == STATUS_OK && family->read_gguf) family->read_gguf(&in, &config);
+  if (!family->read_gguf && config.sliding_window)
     config_refuse(&in, "a sliding window in a GGUF of architecture \"%s\" is not supported", arch);
   if (in.status == STATUS_OK) config_check(&in, &config);
   if (in.status == STATUS_OK) *out = config;

@@ -164,12 +164,116 @@ static void round_trip(void **state) {
   }
 }
 
+/* --- GGUF keys --- */
+
+static struct gguf_builder *builder;
+
+static void start_gguf(const char *arch) {
+  char key[64];
+  static const struct {
+    const char *key;
+    uint32_t value;
+  } sizes[] = {
+      {"block_count", 2},          {"embedding_length", 32},       {"feed_forward_length", 64},
+      {"attention.head_count", 4}, {"attention.head_count_kv", 2}, {"context_length", 77}};
+  builder = gguf_builder_new();
+  gguf_set_string(builder, "general.architecture", arch, strlen(arch));
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    snprintf(key, sizeof key, "%s.%s", arch, sizes[i].key);
+    gguf_set_u32(builder, key, sizes[i].value);
+  }
+}
+
+static enum status finish_gguf(struct model_config *config, const float *divisors) {
+  static float table[10 * 32];
+  const char *path = scratch_path("keys.gguf");
+  struct gguf *gguf;
+  struct tensor_source tensors[] = {
+      {.name = "token_embd.weight",
+       .dtype = DTYPE_F32,
+       .rank = 2,
+       .shape = {10, 32},
+       .data = table},
+      {.name = "rope_freqs.weight", .dtype = DTYPE_F32, .rank = 1, .shape = {4}, .data = divisors}};
+  must(gguf_write(builder, path, tensors, divisors ? 2 : 1, &err), err);
+  gguf_builder_free(builder);
+  must(gguf_open(&gguf, path, &err), err);
+  err = (struct error){0};
+  enum status status = model_config_from_gguf(config, gguf, path, &err);
+  gguf_close(gguf);
+  return status;
+}
+
+static void gguf_keys(void **state) {
+  static struct model_config c;
+  start_gguf("llama");
+  gguf_set_f32(builder, "llama.rope.freq_base", 5e5f);
+  gguf_set_f32(builder, "llama.rope.scaling.factor", 2);
+  must(finish_gguf(&c, NULL), err);
+  assert_int_equal(c.vocab_size, 10);
+  assert_int_equal(c.head_dim, 8);
+  assert_int_equal(c.kv_heads, 2);
+  assert_int_equal(c.context_length, 77);
+  assert_true(c.tied_embeddings && !c.qkv_bias && !c.norm_plus_one);
+  assert_true(c.rope.theta == 5e5 && c.rope.scaling == ROPE_LINEAR && c.rope.factor == 2);
+  start_gguf("gemma3");
+  gguf_set_u32(builder, "gemma3.attention.sliding_window", 512);
+  must(finish_gguf(&c, NULL), err);
+  assert_true(c.sandwich_norms && !c.norm_plus_one && c.layer_sliding[0]);
+  assert_true(c.rope_sliding.theta == 1e4 && c.sliding_window == 512);
+}
+
+static void gguf_llama3_scaling(void **state) {
+  static struct model_config c;
+  static const float none[4] = {1, 3, 2, 1};
+  /* what LLaMA 3.2's settings give for base 500000 and heads of 8: kept, blended, divided */
+  static const float divisors[4] = {1, 1, 3.2922621f, 32};
+  start_gguf("llama");
+  assert_int_equal(finish_gguf(&c, none), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "rope_freqs.weight"));
+  start_gguf("llama");
+  gguf_set_f32(builder, "llama.rope.freq_base", 5e5f);
+  must(finish_gguf(&c, divisors), err);
+  assert_int_equal(c.rope.scaling, ROPE_LLAMA3);
+  assert_true(c.rope.factor == 32 && c.rope.original_context == 8192);
+}
+
+static void gguf_refused(struct model_config *config, const char *name) {
+  assert_int_equal(finish_gguf(config, NULL), STATUS_REFUSED);
+  if (!strstr(err.text, name)) fail_msg("\"%s\" does not name \"%s\"", err.text, name);
+}
+
+static void gguf_refusals(void **state) {
+  static struct model_config c;
+  start_gguf("mamba");
+  gguf_refused(&c, "mamba");
+  start_gguf("llama");
+  gguf_set_string(builder, "llama.rope.scaling.type", "yarn", 4);
+  gguf_refused(&c, "yarn");
+  start_gguf("llama");
+  gguf_set_u32(builder, "llama.expert_count", 8);
+  gguf_refused(&c, "experts");
+  start_gguf("llama");
+  gguf_set_u32(builder, "llama.attention.sliding_window", 8);
+  gguf_refused(&c, "sliding window");
+  start_gguf("llama");
+  gguf_set_u32(builder, "llama.rope.dimension_count", 4);
+  gguf_refused(&c, "partial");
+  start_gguf("qwen2");
+  gguf_set_u32(builder, "qwen2.attention.key_length", 16);
+  gguf_set_u32(builder, "qwen2.attention.value_length", 8);
+  gguf_refused(&c, "equal");
+  start_gguf("gemma3");
+  gguf_refused(&c, "sliding_window");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(llama_old_form),  cmocka_unit_test(llama_new_form),
-      cmocka_unit_test(silent_defaults), cmocka_unit_test(windows),
-      cmocka_unit_test(gemma_wrapper),   cmocka_unit_test(refusals),
-      cmocka_unit_test(round_trip),
+      cmocka_unit_test(llama_old_form),      cmocka_unit_test(llama_new_form),
+      cmocka_unit_test(silent_defaults),     cmocka_unit_test(windows),
+      cmocka_unit_test(gemma_wrapper),       cmocka_unit_test(refusals),
+      cmocka_unit_test(round_trip),          cmocka_unit_test(gguf_keys),
+      cmocka_unit_test(gguf_llama3_scaling), cmocka_unit_test(gguf_refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -406,6 +406,79 @@ static void finite_differences(void **state) {
   }
 }
 
+/* --- other ways of storing the same model --- */
+
+/* Multimodal wrappers: another prefix, a nested configuration, and a tower we do not look at. */
+static const char *write_wrapper(const struct model *model, const char *prefix) {
+  static struct packing p;
+  p.count = 0;
+  for (int i = 0; i < model_tensor_count(model); i++) {
+    const struct model_tensor *t = model_tensor(model, i);
+    float *w = floats(t->shape[0] * t->shape[1]);
+    char name[256];
+    model_tensor_expand(model, i, 0, t->shape[0], w);
+    snprintf(name, sizeof name, "%s%s", prefix, t->name + strlen("model."));
+    add_source(&p, name, "", DTYPE_F32, t->shape[0], t->rank == 2 ? t->shape[1] : 0, w);
+  }
+  add_source(&p, "vision_tower.patch.weight", "", DTYPE_F32, 4, 0, floats(4));
+  const char *folder = scratch_path("wrapper");
+  mkdir(folder, 0700);
+  must(safetensors_write(scratch_path("wrapper/model.safetensors"), p.sources, p.count, NULL, &err),
+       err);
+  json_t *json = json_pack("{s:s,s:o}", "model_type", "gemma3", "text_config",
+                           model_config_to_json(model_config(model), "float32"));
+  must(json_write_file(scratch_path("wrapper/config.json"), json, &err), err);
+  json_decref(json);
+  for (size_t i = 0; i < p.count; i++) {
+    mem_free((void *)(uintptr_t)p.sources[i].data);
+    free((char *)(uintptr_t)p.sources[i].name);
+  }
+  return folder;
+}
+
+static void wrappers(void **state) {
+  static const char *const prefixes[] = {"language_model.model.", "model.language_model."};
+  static float want[PREDICTIONS], have[PREDICTIONS];
+  struct model *model = open_golden("gemma3"), *wrapped;
+  loss_of(model, NULL, want);
+  for (int i = 0; i < 2; i++) {
+    must(model_open(&wrapped, write_wrapper(model, prefixes[i]), &err), err);
+    loss_of(wrapped, NULL, have);
+    assert_memory_equal(want, have, sizeof want);
+    model_close(wrapped);
+  }
+  model_close(model);
+}
+
+/* A header of odd length puts every 2-byte weight at an odd address: they are copied. */
+static void misaligned(void **state) {
+  char *data, text[512], path[512];
+  size_t bytes;
+  uint64_t header;
+  static float want[PREDICTIONS], have[PREDICTIONS];
+  struct model *model = open_golden("mistral"), *odd;
+  loss_of(model, NULL, want);
+  snprintf(path, sizeof path, "%s/mistral/model.safetensors", golden("models"));
+  must(file_read(path, 1 << 24, &data, &bytes, &err), err);
+  memcpy(&header, data, sizeof header);
+  header += 1;
+  const char *folder = scratch_path("odd");
+  run_command(text, sizeof text, "cp -r %s/mistral %s", golden("models"), folder);
+  FILE *file = fopen(scratch_path("odd/model.safetensors"), "wb");
+  assert_non_null(file);
+  fwrite(&header, 1, sizeof header, file);
+  fwrite(data + 8, 1, header - 1, file);
+  fputc(' ', file);
+  fwrite(data + 8 + header - 1, 1, bytes - 8 - (header - 1), file);
+  fclose(file);
+  free(data);
+  must(model_open(&odd, folder, &err), err);
+  loss_of(odd, NULL, have);
+  assert_memory_equal(want, have, sizeof want);
+  model_close(odd);
+  model_close(model);
+}
+
 /* --- weights that are no numbers --- */
 
 static void nan_weights(void **state) {
@@ -489,6 +562,8 @@ int main(void) {
       cmocka_unit_test(tensors_of_gguf),
       cmocka_unit_test(parameters),
       cmocka_unit_test(finite_differences),
+      cmocka_unit_test(wrappers),
+      cmocka_unit_test(misaligned),
       cmocka_unit_test(nan_weights),
       cmocka_unit_test(misfits),
       cmocka_unit_test(missing_shard),
