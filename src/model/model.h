@@ -38,7 +38,8 @@ struct tap {
    * what it returns stays valid until the next call. */
   const struct linear_weight *(*weight)(void *ctx, const struct linear_site *site,
                                         enum tap_pass pass);
-  /* Before the product: x (tokens, cols). */
+  /* Before the product: x (tokens, cols). Once a pass: the second forward of a checkpointed block
+   * does not show its inputs again. */
   void (*input)(void *ctx, const struct linear_site *site, const float *x, int64_t tokens);
   /* In the backward pass, before or after dx is formed: x (tokens, cols), dy (tokens, rows). */
   void (*gradient)(void *ctx, const struct linear_site *site, const float *x, const float *dy,
