@@ -13,6 +13,7 @@ static const struct command *const commands[] = {
     &command_prune,
     &command_eval,
     &command_generate,
+    &command_bench,
     &command_report,
     NULL,
 };

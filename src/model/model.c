@@ -78,6 +78,8 @@ const struct model_tensor *model_tensor(const struct model *m, int index) {
   return &m->tensors[index];
 }
 
+const struct linear_weight *model_head(const struct model *m) { return &m->lm_head; }
+
 int64_t model_parameters(const struct model *m) {
   int64_t sum = 0;
   for (size_t i = 0; i < m->tensor_count; i++)

@@ -63,6 +63,8 @@ int model_site_count(const struct model *model);
 const struct linear_site *model_site(const struct model *model, int index);
 /* First site of block `layer`; a block has SITE_ROLES of them. */
 static inline int model_block_site(int layer) { return layer * SITE_ROLES; }
+/* What the logits are a product with: lm_head, or the embeddings where they are tied. */
+const struct linear_weight *model_head(const struct model *model);
 /* All weights, counted once (a tied lm_head is no weight of its own). */
 int64_t model_parameters(const struct model *model);
 /* The GGUF file or the config.json that the model came from; the other is NULL. */
@@ -95,6 +97,8 @@ void model_site_replace(struct model *model, int site, float *weight);
 /* Zeroes what the masks drop, in copies of the weights concerned. STATUS_REFUSED when a mask names
  * a tensor or a shape that the model does not have. */
 enum status model_apply_masks(struct model *model, const struct mask_set *masks, struct error *err);
+/* Makes packed linears dense again, in their own element type, zeros and all. */
+enum status model_unpack(struct model *model, struct error *err);
 /* Kept positions over all prunable weights: 1.0 for a dense model, from the masks applied or the
  * packed form. */
 double model_density(const struct model *model);
