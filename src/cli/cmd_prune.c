@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cli/commands.h"
+#include "convert/convert.h"
 #include "convert/weights.h"
 #include "prune/prune.h"
 #include "report/table.h"
@@ -30,15 +31,18 @@ static const struct option options[] = {
     {"pattern", OPTION_TEXT, offsetof(struct settings, pattern), "2:4", 0, 0, NULL,
      "2:4|N:M|unstructured|hybrid", "N:M keeps N of every M weights; hybrid leaves tiles dense"},
     {"sparsity", OPTION_FRACTION, offsetof(struct settings, sparsity), NULL, 0, 1, NULL, "S",
-     "share of weights to drop, 0.45 or 45%; may be left out where the pattern fixes it"},
+     "share of weights to drop, 0.45 or 45%; may be left out where the pattern "
+     "fixes it"},
     {"calib", OPTION_TEXT, offsetof(struct settings, calib), NULL, 0, 0, NULL, "FILE",
      "text to calibrate on (wanda and sparsegpt)"},
     {"calib-tokens", OPTION_INT, offsetof(struct settings, calib_tokens), "0", 0, 1e12, NULL, "N",
-     "tokens to calibrate on; 0 means 128 windows of min(2048, context), or what there is"},
+     "tokens to calibrate on; 0 means 128 windows of min(2048, context), or "
+     "what there is"},
     {"seed", OPTION_INT, offsetof(struct settings, seed), "0", 0, 1e15, NULL, "K",
      "which windows of the text are taken"},
     {"skip", OPTION_LIST, offsetof(struct settings, skip), NULL, 0, 0, NULL, "PATTERN",
-     "leave linears dense whose tensor name matches, as in '*.k_proj.*'; may be repeated"},
+     "leave linears dense whose tensor name matches, as in '*.k_proj.*'; may "
+     "be repeated"},
     {"tile", OPTION_INT, offsetof(struct settings, tile), "128", 4, SPARSE_TILE_MAX, NULL, "N",
      "side of a tile, a multiple of 4 (2:4 and hybrid)"},
     {"damping", OPTION_REAL, offsetof(struct settings, damping), "0.01", 0, 1e6, NULL, "X",
@@ -47,6 +51,10 @@ static const struct option options[] = {
      "sparsegpt: columns whose updates wait for each other"},
     {"out", OPTION_TEXT, offsetof(struct settings, out), NULL, 0, 0, NULL, "MASK",
      "the mask file to write"},
+    {"update-weights", OPTION_TEXT, offsetof(struct settings, update_weights), NULL, 0, 0, NULL,
+     "DIR",
+     "sparsegpt: also write the model with weights that make up for the "
+     "dropped ones"},
     COMMON_OPTIONS(struct settings, common)};
 
 /* "hybrid", "unstructured", "2:4" or another n:m. */
@@ -76,7 +84,8 @@ static enum status parse_sparsity(const struct settings *s, struct prune_setting
     return error_set(err, STATUS_USAGE, "--pattern %s needs --sparsity", s->pattern);
   if (fixed && !isnan(s->sparsity) && fabs(s->sparsity - own) > 1e-6)
     return error_set(err, STATUS_USAGE,
-                     "--pattern %s drops exactly %g of the weights; leave out --sparsity, or use "
+                     "--pattern %s drops exactly %g of the weights; leave out "
+                     "--sparsity, or use "
                      "hybrid for less",
                      s->pattern, own);
   return STATUS_OK;
@@ -193,6 +202,9 @@ static enum status prune(const struct settings *s, const struct prune_settings *
   enum status status = load_calibration(s, model, &calibration, err);
   if (!status) status = prune_run(model, settings, &calibration, &masks, NULL, &findings, err);
   if (!status) status = mask_save(&masks, s->out, err);
+  if (!status && s->update_weights)
+    status = convert_to_hf(model, &masks, s->update_weights, weights_natural_dtype(model),
+                           s->common.force, err);
   if (!status) {
     struct outcome o = {.settings = settings,
                         .masks = &masks,
@@ -228,12 +240,16 @@ const struct command command_prune = {
     .most_positionals = 1,
     .summary = "make a one-shot mask: magnitude, Wanda or SparseGPT",
     .description =
-        "Blocks are pruned in order, each calibrated on what the pruned ones before it "
-        "give. A hybrid\nleaves the tiles dense that cost most when pruned, so many that "
-        "the sparsity is met to within\none tile over the whole model. lm_head and "
+        "Blocks are pruned in order, each calibrated on what the "
+        "pruned ones before it "
+        "give. A hybrid\nleaves the tiles dense that cost most when "
+        "pruned, so many that "
+        "the sparsity is met to within\none tile over the whole "
+        "model. lm_head and "
         "embeddings are never pruned.",
     .example =
-        "tessera prune model.gguf --pattern hybrid --sparsity 45% --calib text.txt --out "
+        "tessera prune model.gguf --pattern hybrid --sparsity 45% "
+        "--calib text.txt --out "
         "greedy.mask",
     .options = options,
     .settings_bytes = sizeof(struct settings),

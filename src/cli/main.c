@@ -8,15 +8,21 @@
 #include "base/log.h"
 #include "cli/commands.h"
 
+/* clang-format off: one a line, in the order of use */
 static const struct command *const commands[] = {
+    &command_inspect,
     &command_tokenize,
     &command_prune,
+    &command_pack,
+    &command_export,
     &command_eval,
     &command_generate,
     &command_bench,
+    &command_verify,
     &command_report,
     NULL,
 };
+/* clang-format on */
 
 static void print_usage(FILE *out) {
   fprintf(out,

@@ -58,6 +58,29 @@ static void name_from_gguf(const char *name, bool sandwich, char out[NAME_BYTES]
   }
 }
 
+bool store_name_to_gguf(const char *name, bool sandwich, char out[STORE_NAME_BYTES]) {
+  static const char *const outer[][2] = {{"model.embed_tokens.weight", "token_embd.weight"},
+                                         {"model.norm.weight", "output_norm.weight"},
+                                         {"lm_head.weight", "output.weight"}};
+  for (size_t i = 0; i < sizeof outer / sizeof *outer; i++)
+    if (!strcmp(name, outer[i][0])) {
+      strcpy(out, outer[i][1]);
+      return true;
+    }
+  int layer, used = 0;
+  if (sscanf(name, "model.layers.%d.%n", &layer, &used) != 1 || !used) return false;
+  const char *part = name + used;
+  for (size_t i = 0; i < sizeof block_names / sizeof *block_names; i++) {
+    const char *own =
+        sandwich && block_names[i].sandwich ? block_names[i].sandwich : block_names[i].plain;
+    size_t length = strlen(own);
+    if (strncmp(part, own, length) || part[length] != '.') continue;
+    snprintf(out, STORE_NAME_BYTES, "blk.%d.%s%s", layer, block_names[i].gguf, part + length);
+    return true;
+  }
+  return false;
+}
+
 /* Multimodal wrappers put the language model under a prefix, which has been in two places. */
 static void name_from_directory(const char *name, char out[NAME_BYTES]) {
   static const char *const prefixes[][2] = {{"language_model.model.", "model."},

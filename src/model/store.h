@@ -33,4 +33,9 @@ bool store_has(const struct tensor_store *store, const char *name);
  * would run wrong. Frequencies, towers of other senses and a tied lm_head are known and let be. */
 enum status store_check_all_used(const struct tensor_store *store, bool tied, struct error *err);
 
+/* GGUF's name of a tensor: "blk.3.attn_q.weight". `sandwich` as in the configuration
+ * (sandwich_norms). False when GGUF has none. */
+enum { STORE_NAME_BYTES = 256 };
+bool store_name_to_gguf(const char *name, bool sandwich, char out[STORE_NAME_BYTES]);
+
 #endif

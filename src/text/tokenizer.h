@@ -68,4 +68,11 @@ enum status tokenizer_chat(const struct tokenizer *t, const struct chat_message 
  * for exported models: copies where the source is a directory, made anew from a GGUF. */
 enum status tokenizer_export(const struct tokenizer *t, const char *directory, struct error *err);
 
+/* Sets the keys of a GGUF file that hold this tokenizer, for a model whose embedding has
+ * `vocab_size` rows. STATUS_REFUSED when llama.cpp has no pre-tokenizer that cuts text alike, or
+ * for a vocabulary without merges or scores (tiktoken files). */
+struct gguf_builder;
+enum status tokenizer_to_gguf(const struct tokenizer *t, int64_t vocab_size,
+                              struct gguf_builder *builder, struct error *err);
+
 #endif
