@@ -1,6 +1,6 @@
 /* The avx2 kernels together. */
 #if defined(__x86_64__)
-#include "kernel/select.h"
+#include "kernel/cpu/tables.h"
 
-void kernel_table_fill_avx2(struct kernel_table *table) { (void)table; }
+void kernel_table_fill_avx2(struct kernel_table *table) { product_fill_avx2(table); }
 #endif

@@ -1,0 +1,10 @@
+/* The vector kernels, by file and instruction set: each fills its part of the table. */
+#ifndef TSR_KERNEL_CPU_TABLES_H
+#define TSR_KERNEL_CPU_TABLES_H
+
+#include "kernel/select.h"
+
+void product_fill_avx2(struct kernel_table *table);
+void product_fill_avx512(struct kernel_table *table);
+
+#endif

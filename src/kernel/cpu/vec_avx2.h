@@ -1,0 +1,154 @@
+/* The vector vocabulary in AVX2 + FMA + F16C: eight floats. The same names as vec_avx512.h, so that
+ * one body serves both. A `part` is the first n of the VL lanes, 0 <= n <= VL. */
+#ifndef TSR_KERNEL_VEC_H
+#define TSR_KERNEL_VEC_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "tensor/dtype.h"
+
+enum { VL = 8, TILE_VECTORS = 2 };
+#define TILE_ROWS 6
+#define INLINE static inline __attribute__((always_inline, unused))
+
+typedef __m256 vf;  /* floats */
+typedef __m256i vi; /* 32-bit integers */
+typedef __m256 vm;  /* a lane is chosen when all its bits are set */
+typedef __m256d vd; /* half as many doubles */
+
+INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
+INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
+INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }   /* a * b + c */
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a * b */
+INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+INLINE vf vf_round(vf a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+/* The magnitude of a with the sign of s. */
+INLINE vf vf_copysign(vf a, vf s) {
+  const vf sign = _mm256_set1_ps(-0.0f);
+  return _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, s));
+}
+
+INLINE vm vf_less(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+INLINE vf vf_select(vm m, vf yes, vf no) { return _mm256_blendv_ps(no, yes, m); }
+
+INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
+INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const void *)p); }
+INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+#define vi_shl(a, n) _mm256_slli_epi32(a, n)
+#define vi_shr(a, n) _mm256_srli_epi32(a, n)
+#define vi_sar(a, n) _mm256_srai_epi32(a, n)
+INLINE vi vi_shrv(vi a, vi n) { return _mm256_srlv_epi32(a, n); }
+INLINE vm vi_equal(vi a, vi b) { return _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)); }
+INLINE vi vi_of_bits(vf a) { return _mm256_castps_si256(a); }
+INLINE vf vf_of_bits(vi a) { return _mm256_castsi256_ps(a); }
+INLINE vf vf_of_int(vi a) { return _mm256_cvtepi32_ps(a); }
+INLINE vi vi_of_float(vf a) { return _mm256_cvtps_epi32(a); } /* rounds to nearest */
+
+/* The two halves of 32 x 32 -> 64 bit products, lane by lane. */
+INLINE void vi_mul_wide(vi a, vi b, vi *high, vi *low) {
+  vi even = _mm256_mul_epu32(a, b);
+  vi odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+  *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+}
+
+INLINE vi part_mask(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE vm vm_part(int64_t n) { return _mm256_castsi256_ps(part_mask(n)); }
+/* Lanes past the part are zero. */
+INLINE vf vf_load_part(const float *p, int64_t n) { return _mm256_maskload_ps(p, part_mask(n)); }
+INLINE void vf_store_part(float *p, int64_t n, vf x) { _mm256_maskstore_ps(p, part_mask(n), x); }
+
+/* Reductions, in a fixed tree. */
+INLINE float vf_sum(vf x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float vf_largest(vf x) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+INLINE vd vd_zero(void) { return _mm256_setzero_pd(); }
+INLINE vd vd_low(vf x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+INLINE vd vd_high(vf x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+INLINE vd vd_add(vd a, vd b) { return _mm256_add_pd(a, b); }
+INLINE vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE double vd_sum(vd x) {
+  __m128d s = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+}
+
+/* VL elements of a native dtype, widened. */
+INLINE vf vf_load_as(enum dtype dtype, const void *p) {
+  if (dtype == DTYPE_F32) return _mm256_loadu_ps(p);
+  __m128i half = _mm_loadu_si128(p);
+  if (dtype == DTYPE_F16) return _mm256_cvtph_ps(half);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* For the 4 x 4 transposes inside 128-bit lanes: four floats of each of VL / 4 rows that lie
+ * 4 * ld apart, one row a lane. */
+INLINE vf vf_load_quads(const float *p, int64_t ld) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4 * ld), 1);
+}
+INLINE void vf_transpose_quads(vf x[4]) {
+  vf a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
+  vf c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
+  x[0] = _mm256_shuffle_ps(a, c, 0x44);
+  x[1] = _mm256_shuffle_ps(a, c, 0xEE);
+  x[2] = _mm256_shuffle_ps(b, d, 0x44);
+  x[3] = _mm256_shuffle_ps(b, d, 0xEE);
+}
+
+/* The activations that VL kept weights of a 2:4 row meet: x (2 * VL), `codes` the 2 * VL bits of
+ * their VL / 2 nibbles. Kept weight l has bits 2l and 2l + 1: its position in group l / 2. */
+INLINE vi pick_index(uint32_t codes) {
+  return _mm256_srlv_epi32(_mm256_set1_epi32((int)codes),
+                           _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+}
+INLINE vf pick(const float *x, vi index) {
+  /* vpermilps looks at the two low bits only, and picks inside a group of four */
+  vf even = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x)), _mm_loadu_ps(x + 8), 1);
+  vf odd =
+      _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x + 4)), _mm_loadu_ps(x + 12), 1);
+  return _mm256_blend_ps(_mm256_permutevar_ps(even, index), _mm256_permutevar_ps(odd, index), 0xCC);
+}
+
+/* The other way: VL kept weights spread over 2 * VL columns with their zeros. */
+INLINE void spread(vf values, uint32_t codes, float *out) {
+  const vi position = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3), three = _mm256_set1_epi32(3);
+  for (int i = 0; i < 2; i++) {
+    vi word = _mm256_set1_epi32((int)(codes >> 8 * i));
+    vi first =
+        _mm256_and_si256(_mm256_srlv_epi32(word, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), three);
+    vi second =
+        _mm256_and_si256(_mm256_srlv_epi32(word, _mm256_setr_epi32(2, 2, 2, 2, 6, 6, 6, 6)), three);
+    vi at = _mm256_add_epi32(_mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2), _mm256_set1_epi32(4 * i));
+    vf v0 = _mm256_permutevar8x32_ps(values, at);
+    vf v1 = _mm256_permutevar8x32_ps(values, _mm256_add_epi32(at, _mm256_set1_epi32(1)));
+    v0 = _mm256_and_ps(v0, _mm256_castsi256_ps(_mm256_cmpeq_epi32(first, position)));
+    v1 = _mm256_and_ps(v1, _mm256_castsi256_ps(_mm256_cmpeq_epi32(second, position)));
+    _mm256_storeu_ps(out + VL * i, _mm256_or_ps(v0, v1));
+  }
+}
+
+#endif
