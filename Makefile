@@ -47,7 +47,7 @@ isa: tests
 	@for isa in reference avx2; do TSR_ISA=$$isa tests/run.sh $(BUILD) || exit 1; done
 lint: $(BUILD)/configured
 	@cppcheck -q --error-exitcode=1 --enable=warning,portability --inline-suppr \
-	  --suppress=missingIncludeSystem -I src -j$(JOBS) src
+	  --suppress=missingIncludeSystem --library=tools/cppcheck.cfg -I src -j$(JOBS) src
 	@clang-tidy -p $(BUILD) --quiet $$(git ls-files 'src/*.c') 2>/dev/null
 # Each target runs for FUZZ_SECONDS; what it found interesting is kept in build-fuzz/corpus.
 FUZZ_SECONDS ?= 30

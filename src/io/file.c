@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -103,11 +104,10 @@ bool file_is_directory(const char *path) {
 char *path_join(const char *directory, const char *name) {
   size_t length = strlen(directory);
   const char *slash = length && directory[length - 1] != '/' ? "/" : "";
-  char *joined = malloc(length + strlen(name) + 2);
+  size_t capacity = length + strlen(name) + 2;
+  char *joined = malloc(capacity);
   INVARIANT(joined != NULL);
-  memcpy(joined, directory, length);
-  strcpy(joined + length, slash);
-  strcat(joined + length, name);
+  snprintf(joined, capacity, "%s%s%s", directory, slash, name);
   return joined;
 }
 

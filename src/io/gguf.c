@@ -23,7 +23,9 @@ enum { VALUE_LEAST_BYTES = 8 + 4 + 1, TENSOR_LEAST_BYTES = 8 + 4 + 4 + 8 };
 
 struct tensor_entry {
   struct stored_tensor tensor; /* dtype DTYPE_COUNT when the type is not read */
+  char *name;
   uint32_t type;
+  uint64_t offset; /* from the start of the data */
 };
 
 struct gguf {
@@ -32,10 +34,9 @@ struct gguf {
   struct gguf_value *values;
   uint64_t **offsets; /* per value: string offsets of an array of strings, else NULL */
   struct tensor_entry *tensors;
-  char **tensor_names;
   size_t value_count, tensor_count;
   uint64_t alignment;
-  struct name_index value_names, tensor_names_index;
+  struct name_index value_names, tensor_names;
 };
 
 /* ---- the cursor ---- */
@@ -224,24 +225,24 @@ static enum status size_tensor(struct cursor *c, struct tensor_entry *entry) {
   return STATUS_OK;
 }
 
-/* `offset` stays in t->data as a number until the header's end, and so the data's start, is known.
- */
-static enum status take_tensor(struct cursor *c, struct tensor_entry *entry, char **name,
-                               uint64_t *offset) {
+static enum status take_tensor(struct cursor *c, struct tensor_entry *entry) {
   struct gguf_string text;
   enum status status = take_name(c, &text, "tensor name");
   if (status != STATUS_OK) return status;
-  *name = mem_strndup(text.data, text.length, c->err);
-  if (!*name) return STATUS_FAILED;
-  entry->tensor.name = *name;
+  entry->name = mem_strndup(text.data, text.length, c->err);
+  if (!entry->name) return STATUS_FAILED;
+  entry->tensor.name = entry->name;
   status = take_shape(c, &entry->tensor);
   if (status == STATUS_OK) status = take(c, &entry->type, sizeof entry->type);
-  if (status == STATUS_OK) status = take(c, offset, sizeof *offset);
+  if (status == STATUS_OK) status = take(c, &entry->offset, sizeof entry->offset);
   return status == STATUS_OK ? size_tensor(c, entry) : status;
 }
 
+/* Once the cursor stands at the header's end, which is where the data's start follows from. */
 static enum status place_tensor(const struct cursor *c, const struct gguf *file,
-                                struct stored_tensor *t, uint64_t offset) {
+                                struct tensor_entry *entry) {
+  struct stored_tensor *t = &entry->tensor;
+  uint64_t offset = entry->offset;
   uint64_t header_bytes = (uint64_t)(c->at - file->map.data);
   uint64_t start = (header_bytes + file->alignment - 1) / file->alignment * file->alignment;
   if (offset % file->alignment)
@@ -267,10 +268,11 @@ static int by_position(const void *left_item, const void *right_item) {
 }
 
 static enum status check_overlaps(const struct cursor *c, const struct gguf *file) {
-  const struct stored_tensor **order = calloc(file->tensor_count + 1, sizeof *order);
+  const size_t pointer_bytes = sizeof(const struct stored_tensor *);
+  const struct stored_tensor **order = calloc(file->tensor_count + 1, pointer_bytes);
   if (!order) return error_set(c->err, STATUS_FAILED, "%s: out of memory", c->path);
   for (size_t i = 0; i < file->tensor_count; i++) order[i] = &file->tensors[i].tensor;
-  qsort(order, file->tensor_count, sizeof *order, by_position);
+  qsort(order, file->tensor_count, pointer_bytes, by_position);
   enum status status = STATUS_OK;
   for (size_t i = 1; i < file->tensor_count && status == STATUS_OK; i++)
     if (order[i - 1]->data + order[i - 1]->size_bytes > order[i]->data)
@@ -285,22 +287,18 @@ static enum status take_tensors(struct cursor *c, struct gguf *file, uint64_t co
     return error_set(c->err, STATUS_REFUSED, "%s claims %" PRIu64 " tensors, more than it can hold",
                      c->path, count);
   file->tensors = calloc(count + 1, sizeof *file->tensors);
-  file->tensor_names = calloc(count + 1, sizeof *file->tensor_names);
-  uint64_t *offsets = calloc(count + 1, sizeof *offsets);
+  if (!file->tensors) return error_set(c->err, STATUS_FAILED, "%s: out of memory", c->path);
   enum status status = STATUS_OK;
-  if (!file->tensors || !file->tensor_names || !offsets)
-    status = error_set(c->err, STATUS_FAILED, "%s: out of memory", c->path);
-  for (size_t i = 0; i < count && status == STATUS_OK; i++) {
-    file->tensor_count = i + 1;
-    status = take_tensor(c, &file->tensors[i], &file->tensor_names[i], &offsets[i]);
+  while (file->tensor_count < count && status == STATUS_OK) {
+    struct tensor_entry *entry = &file->tensors[file->tensor_count++];
+    status = take_tensor(c, entry);
     if (status == STATUS_OK)
-      status = name_index_add(&file->tensor_names_index, file->tensor_names[i],
-                              strlen(file->tensor_names[i]), i, c->err);
+      status = name_index_add(&file->tensor_names, entry->name, strlen(entry->name),
+                              file->tensor_count - 1, c->err);
   }
   for (size_t i = 0; i < count && status == STATUS_OK; i++)
-    status = place_tensor(c, file, &file->tensors[i].tensor, offsets[i]);
-  free(offsets);
-  if (status == STATUS_OK) status = name_index_finish(&file->tensor_names_index, c->path, c->err);
+    status = place_tensor(c, file, &file->tensors[i]);
+  if (status == STATUS_OK) status = name_index_finish(&file->tensor_names, c->path, c->err);
   return status == STATUS_OK ? check_overlaps(c, file) : status;
 }
 
@@ -311,7 +309,7 @@ static enum status take_all(struct cursor *c, struct gguf *file) {
   uint32_t version = 0;
   uint64_t tensors = 0, values = 0;
   if (left(c) < sizeof magic || take(c, magic, sizeof magic) != STATUS_OK ||
-      memcmp(magic, GGUF_MAGIC, sizeof magic))
+      memcmp(magic, GGUF_MAGIC, sizeof magic) != 0)
     return error_set(c->err, STATUS_REFUSED, "%s is not a GGUF file", c->path);
   enum status status = take(c, &version, sizeof version);
   if (status != STATUS_OK) return status;
@@ -349,13 +347,12 @@ enum status gguf_open(struct gguf **out, const char *path, struct error *err) {
 void gguf_close(struct gguf *file) {
   if (!file) return;
   for (size_t i = 0; i < file->value_count; i++) free(file->offsets[i]);
-  for (size_t i = 0; i < file->tensor_count; i++) free(file->tensor_names[i]);
+  for (size_t i = 0; i < file->tensor_count; i++) free(file->tensors[i].name);
   name_index_free(&file->value_names);
-  name_index_free(&file->tensor_names_index);
+  name_index_free(&file->tensor_names);
   free(file->values);
   free(file->offsets);
   free(file->tensors);
-  free(file->tensor_names);
   free(file->path);
   file_map_close(&file->map);
   free(file);
@@ -479,13 +476,13 @@ const struct stored_tensor *gguf_tensor_at(const struct gguf *file, size_t index
 }
 
 const struct stored_tensor *gguf_tensor_find(const struct gguf *file, const char *name) {
-  size_t index = name_index_find(&file->tensor_names_index, name, SIZE_MAX);
+  size_t index = name_index_find(&file->tensor_names, name, SIZE_MAX);
   return index == SIZE_MAX ? NULL : &file->tensors[index].tensor;
 }
 
 enum status gguf_tensor_get(const struct gguf *file, const char *name,
                             const struct stored_tensor **out, struct error *err) {
-  size_t index = name_index_find(&file->tensor_names_index, name, SIZE_MAX);
+  size_t index = name_index_find(&file->tensor_names, name, SIZE_MAX);
   *out = NULL;
   if (index == SIZE_MAX)
     return error_set(err, STATUS_REFUSED, "%s holds no tensor \"%s\"", file->path, name);

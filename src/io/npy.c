@@ -65,7 +65,7 @@ static enum status malformed(const struct scanner *s) {
 static bool accept(struct scanner *s, const char *token) {
   skip_space(s);
   size_t length = strlen(token);
-  if (strncmp(s->at, token, length)) return false;
+  if (strncmp(s->at, token, length) != 0) return false;
   s->at += length;
   return true;
 }
@@ -127,7 +127,7 @@ static enum status interpret_descr(const struct scanner *s, const char *descr,
       return STATUS_OK;
     }
   bool wide = !strncmp(descr, "<U", 2);
-  if (!wide && strncmp(descr, "|S", 2)) return refuse_descr(s, descr);
+  if (!wide && strncmp(descr, "|S", 2) != 0) return refuse_descr(s, descr);
   size_t digits = strspn(descr + 2, "0123456789");
   if (digits < 1 || digits > 9 || descr[2 + digits]) return refuse_descr(s, descr);
   a->kind = wide ? NPY_UNICODE : NPY_BYTES;
@@ -138,7 +138,7 @@ static enum status interpret_descr(const struct scanner *s, const char *descr,
 }
 
 static enum status scan_descr(struct scanner *s, struct npy_array *a) {
-  char descr[DESCR_BYTES];
+  char descr[DESCR_BYTES] = "";
   skip_space(s);
   if (*s->at == '[')
     return error_set(s->err, STATUS_REFUSED, "%s: an array of structures is not read", s->what);
@@ -173,7 +173,7 @@ static enum status scan_header(struct scanner *s, struct npy_array *a) {
 /* Finds the header's text: *start and *length within the bytes. */
 static enum status find_header(const uint8_t *bytes, size_t size, const char *what, size_t *start,
                                size_t *length, struct error *err) {
-  if (size < 10 || memcmp(bytes, MAGIC, sizeof MAGIC))
+  if (size < 10 || memcmp(bytes, MAGIC, sizeof MAGIC) != 0)
     return error_set(err, STATUS_REFUSED, "%s is not a NumPy array", what);
   uint8_t version = bytes[6];
   if (version < 1 || version > 3)

@@ -59,7 +59,7 @@ static enum status list_arrays(struct npz *file, struct error *err) {
   for (zip_int64_t i = 0; i < entries; i++) {
     const char *name = zip_get_name(file->zip, (zip_uint64_t)i, 0);
     size_t length = name ? strlen(name) : 0;
-    if (length < 5 || length > NAME_LIMIT_BYTES || strcmp(name + length - 4, ".npy"))
+    if (length < 5 || length > NAME_LIMIT_BYTES || strcmp(name + length - 4, ".npy") != 0)
       return error_set(err, STATUS_REFUSED, "%s holds \"%.100s\", which is no .npy array",
                        file->path, name ? name : "?");
     file->names[file->count] = mem_strndup(name, length - 4, err);

@@ -47,7 +47,7 @@ static enum status parse_dtype(const json_t *entry, enum dtype *out, const char 
   const char *text = json_get_string(entry, "dtype");
   for (int i = 0; text && i < DTYPE_COUNT; i++) {
     const char *known = dtype_traits((enum dtype)i)->safetensors;
-    if (!known || strcmp(text, known)) continue;
+    if (!known || strcmp(text, known) != 0) continue;
     *out = (enum dtype)i;
     return STATUS_OK;
   }
@@ -253,7 +253,7 @@ enum status tensor_source_bytes(const struct tensor_source *t, size_t *bytes, st
 
 enum status tensor_source_put(const struct tensor_source *t, struct file_writer *out,
                               struct error *err) {
-  size_t bytes;
+  size_t bytes = 0;
   enum status status = tensor_source_bytes(t, &bytes, err);
   if (status != STATUS_OK) return status;
   if (!t->produce) return file_writer_put(out, t->data, bytes, err);
@@ -268,7 +268,7 @@ enum status tensor_source_put(const struct tensor_source *t, struct file_writer 
 static enum status describe(json_t *header, const struct tensor_source *t, uint64_t *offset,
                             struct error *err) {
   const char *dtype = dtype_traits(t->dtype)->safetensors;
-  size_t bytes;
+  size_t bytes = 0;
   if (!dtype || !strcmp(t->name, "__metadata__") || json_object_get(header, t->name))
     return error_set(err, STATUS_USAGE,
                      "tensor \"%s\" (%s) cannot be stored: safetensors lacks the type or the name "

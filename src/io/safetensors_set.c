@@ -28,8 +28,8 @@ static enum status add_shard(struct safetensors_set *set, const char *path, stru
   for (size_t i = 0; i < safetensors_size(file) && status == STATUS_OK; i++) {
     const struct stored_tensor *t = safetensors_at(file, i);
     void *tensors = set->tensors;
-    status =
-        mem_grow(&tensors, &set->tensor_capacity, set->tensor_count + 1, sizeof *set->tensors, err);
+    status = mem_grow(&tensors, &set->tensor_capacity, set->tensor_count + 1,
+                      sizeof(const struct stored_tensor *), err);
     set->tensors = tensors;
     if (status != STATUS_OK) break;
     status = name_index_add(&set->names, t->name, strlen(t->name), set->tensor_count, err);
@@ -53,8 +53,12 @@ static bool shard_name_allowed(const char *name) {
 static enum status list_shards(struct safetensors_set *set, const json_t *map, const char *path,
                                struct error *err) {
   size_t mentions = json_object_size(map), count = 0;
+  set->shard_names = calloc(mentions + 1, sizeof *set->shard_names);
   const char **names = calloc(mentions + 1, sizeof *names);
-  if (!names) return error_set(err, STATUS_FAILED, "out of memory: %zu names", mentions);
+  if (!set->shard_names || !names) {
+    free(names);
+    return error_set(err, STATUS_FAILED, "out of memory: %zu names", mentions);
+  }
   enum status status = STATUS_OK;
   const char *tensor;
   json_t *value;
@@ -67,9 +71,6 @@ static enum status list_shards(struct safetensors_set *set, const json_t *map, c
     }
   }
   if (status == STATUS_OK) qsort(names, count, sizeof *names, by_text);
-  set->shard_names = calloc(count + 1, sizeof *set->shard_names);
-  if (status == STATUS_OK && !set->shard_names)
-    status = error_set(err, STATUS_FAILED, "out of memory: %zu names", count);
   size_t distinct = 0;
   for (size_t i = 0; i < count && status == STATUS_OK; i++) {
     if (i && !strcmp(names[i], names[i - 1])) continue;
@@ -88,6 +89,7 @@ static enum status open_shards(struct safetensors_set *set, const char *director
                                struct error *err) {
   size_t missing = 0, count = 0;
   const char *first = NULL;
+  INVARIANT(set->shard_names != NULL);
   for (; set->shard_names[count]; count++) {
     char *path = path_join(directory, set->shard_names[count]);
     if (!file_exists(path) && missing++ == 0) first = set->shard_names[count];
@@ -97,7 +99,7 @@ static enum status open_shards(struct safetensors_set *set, const char *director
     return error_set(err, STATUS_REFUSED,
                      "%s: %zu of %zu shards are missing, the first is %.200s; fetch them again",
                      directory, missing, count, first);
-  set->shards = calloc(count, sizeof(struct safetensors *));
+  set->shards = calloc(count + 1, sizeof(struct safetensors *));
   if (!set->shards) return error_set(err, STATUS_FAILED, "out of memory: %zu shards", count);
   enum status status = STATUS_OK;
   for (size_t i = 0; i < count && status == STATUS_OK; i++) {

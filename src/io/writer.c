@@ -58,9 +58,10 @@ static void temporary_remember(const char *path) {
   /* Absolute, because the working directory may change before the exit. */
   char *here = *path == '/' ? NULL : getcwd(NULL, 0);
   char *full = here ? path_join(here, path) : path_join("", path);
-  struct temporary *t = malloc(sizeof *t + strlen(full) + 1);
+  size_t bytes = strlen(full) + 1;
+  struct temporary *t = malloc(sizeof *t + bytes);
   INVARIANT(t != NULL);
-  strcpy(t->path, full);
+  memcpy(t->path, full, bytes);
   t->owner = getpid();
   free(full);
   free(here);
@@ -134,7 +135,7 @@ static void remove_stale(const char *path) {
   char *folder = folder_of(path);
   DIR *dir = opendir(folder);
   for (struct dirent *entry; dir && (entry = readdir(dir));) {
-    if (strncmp(entry->d_name, prefix.data, prefix.length)) continue;
+    if (strncmp(entry->d_name, prefix.data, prefix.length) != 0) continue;
     char *full = path_join(folder, entry->d_name);
     int fd = open(full, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0) remove_tree(full);
@@ -259,6 +260,7 @@ static enum status write_bytes(struct file_writer *w, const uint8_t *data, size_
 }
 
 static enum status flush(struct file_writer *w, struct error *err) {
+  /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): the buffer stays the writer's */
   enum status status = write_bytes(w, w->buffer, w->used_bytes, err);
   w->used_bytes = 0;
   return status;
@@ -266,6 +268,7 @@ static enum status flush(struct file_writer *w, struct error *err) {
 
 enum status file_writer_put(struct file_writer *w, const void *data, size_t bytes,
                             struct error *err) {
+  INVARIANT(w->fd >= 0 && w->buffer != NULL);
   enum status status = STATUS_OK;
   if (w->used_bytes + bytes > BUFFER_BYTES) status = flush(w, err);
   if (status != STATUS_OK) return status;
@@ -277,6 +280,7 @@ enum status file_writer_put(struct file_writer *w, const void *data, size_t byte
 }
 
 enum status file_writer_commit(struct file_writer *w, struct error *err) {
+  INVARIANT(w->fd >= 0 && w->buffer != NULL);
   enum status status = flush(w, err);
   if (status == STATUS_OK && sync_fd(w->fd)) status = cannot_write(w, errno, err);
   if (status == STATUS_OK && rename(w->temporary, w->path))
@@ -377,6 +381,7 @@ static int put_in_place(struct dir_writer *w) {
 }
 
 enum status dir_writer_commit(struct dir_writer *w, struct error *err) {
+  INVARIANT(w->path != NULL && w->temporary != NULL);
   enum status status = check_replaceable(w->path, w->replace, err);
   if (status == STATUS_OK && (sync_fd(w->fd) || put_in_place(w)))
     status = error_set(err, STATUS_FAILED, "cannot put %s in place: %s", w->path, strerror(errno));
