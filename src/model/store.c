@@ -125,8 +125,10 @@ static enum status add_gguf(struct tensor_store *store, struct error *err) {
   bool sandwich = gguf_tensor_find(store->gguf, "blk.0.post_ffw_norm.weight") != NULL;
   for (size_t i = 0; i < gguf_tensor_count(store->gguf); i++) {
     const struct stored_tensor *tensor = gguf_tensor_at(store->gguf, i);
+    enum status status = gguf_tensor_get(store->gguf, tensor->name, &tensor, err);
+    if (status != STATUS_OK) return status; /* a type that is not read */
     name_from_gguf(tensor->name, sandwich, name);
-    enum status status = add(store, name, tensor, err);
+    status = add(store, name, tensor, err);
     if (status != STATUS_OK) return status;
   }
   return STATUS_OK;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "model/config.h"
+#include "model/store.h"
 #include "support/support.h"
 
 static struct error err;
@@ -267,6 +268,16 @@ static void gguf_refusals(void **state) {
   gguf_refused(&c, "sliding_window");
 }
 
+/* small.gguf holds a tensor of IQ4_XS, which is not expanded: the whole model is refused by name.
+ */
+static void gguf_types_not_read(void **state) {
+  (void)state;
+  struct error err = {0};
+  struct tensor_store store;
+  assert_int_equal(store_open(&store, golden("io/small.gguf"), &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "IQ4_XS"));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(llama_old_form),      cmocka_unit_test(llama_new_form),
@@ -274,6 +285,7 @@ int main(void) {
       cmocka_unit_test(gemma_wrapper),       cmocka_unit_test(refusals),
       cmocka_unit_test(round_trip),          cmocka_unit_test(gguf_keys),
       cmocka_unit_test(gguf_llama3_scaling), cmocka_unit_test(gguf_refusals),
+      cmocka_unit_test(gguf_types_not_read),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
