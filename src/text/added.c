@@ -105,17 +105,22 @@ static bool stands_alone(const char *text, size_t bytes, size_t start, size_t en
          (end == bytes || !is_word(utf8_decode(text + end)));
 }
 
-static size_t strip_left(const char *text, size_t start, size_t floor) {
+static bool is_space(const char *text, uint32_t flags) {
+  uint32_t c = utf8_decode(text);
+  return codepoint_is_space(c) && (c < 0x80 || !(flags & ADDED_ASCII_SPACE));
+}
+
+static size_t strip_left(const char *text, size_t start, size_t floor, uint32_t flags) {
   while (start > floor) {
     size_t before = character_before(text, start);
-    if (!codepoint_is_space(utf8_decode(text + before))) break;
+    if (!is_space(text + before, flags)) break;
     start = before;
   }
   return start;
 }
 
-static size_t strip_right(const char *text, size_t bytes, size_t end) {
-  while (end < bytes && codepoint_is_space(utf8_decode(text + end))) end += utf8_length(text[end]);
+static size_t strip_right(const char *text, size_t bytes, size_t end, uint32_t flags) {
+  while (end < bytes && is_space(text + end, flags)) end += utf8_length(text[end]);
   return end;
 }
 
@@ -135,8 +140,8 @@ enum status added_split(const struct added_tokens *a, const char *text, size_t b
     if (plain_specials && token->flags & ADDED_SPECIAL) continue;
     if (token->flags & ADDED_SINGLE_WORD && !stands_alone(text, bytes, start, end)) continue;
     if (start < done) continue; /* taken by the white space behind the token before */
-    if (token->flags & ADDED_LEFT_STRIP) start = strip_left(text, start, done);
-    if (token->flags & ADDED_RIGHT_STRIP) end = strip_right(text, bytes, end);
+    if (token->flags & ADDED_LEFT_STRIP) start = strip_left(text, start, done, token->flags);
+    if (token->flags & ADDED_RIGHT_STRIP) end = strip_right(text, bytes, end, token->flags);
     if (start > done) status = sink->put_text(sink->ctx, text + done, start - done, err);
     if (status == STATUS_OK) status = sink->put_token(sink->ctx, token->id, err);
     done = end;

@@ -15,7 +15,8 @@ enum added_flags {
   ADDED_SPECIAL = 1,     /* plain text when special tokens are not wanted */
   ADDED_SINGLE_WORD = 2, /* only where no letter or digit touches it */
   ADDED_LEFT_STRIP = 4,  /* takes the white space before it along */
-  ADDED_RIGHT_STRIP = 8  /* and behind it */
+  ADDED_RIGHT_STRIP = 8, /* and behind it */
+  ADDED_ASCII_SPACE = 16 /* where white space is only ASCII's (llama.cpp) */
 };
 
 struct added_token {

@@ -21,11 +21,11 @@ struct decoding {
 
 static void put_text(struct decoding *d, const char *text, size_t bytes) {
   if (bytes && !*d->started) {
-    *d->started = true;
     if (d->decoder->strip_leading_space && *text == ' ') {
       text++;
       bytes--;
     }
+    *d->started = bytes || !d->decoder->strip_each_token;
   }
   strbuf_append(d->out, text, bytes);
 }
@@ -75,6 +75,13 @@ static void append_replaced(const struct decoder *decoder, const char *text, siz
   }
 }
 
+static void remove_spaces(struct strbuf *text) {
+  size_t kept = 0;
+  for (size_t i = 0; i < text->length; i++)
+    if (text->data[i] != ' ') text->data[kept++] = text->data[i];
+  text->length = kept;
+}
+
 static int hex_digit(char c) { return c <= '9' ? c - '0' : c - 'A' + 10; }
 
 /* One token. `eager`: characters go out as soon as they are whole. */
@@ -98,13 +105,24 @@ static void put_token(struct decoding *d, const struct tokenizer *t, int32_t id,
   put_pending(d, true);
   if (decoder->join_with_spaces && *d->started) put_text(d, " ", 1);
   if (id == t->unknown && decoder->unknown.data) {
+    *d->started = true; /* its leading space is its own */
     put_text(d, decoder->unknown.data, decoder->unknown.length);
     return;
   }
   struct strbuf replaced = {0};
   append_replaced(decoder, text, length, &replaced);
+  if (decoder->first_without_spaces && !*d->started) {
+    *d->started = true;
+    remove_spaces(&replaced);
+  }
   put_text(d, strbuf_text(&replaced), replaced.length);
   strbuf_free(&replaced);
+}
+
+/* Tokens that are left out when special ones are. SentencePiece shows what was unknown. */
+static bool is_hidden(const struct tokenizer *t, int32_t id) {
+  bool shown = id == t->unknown && t->decoder.unknown.data;
+  return vocab_is(&t->vocab, id, TOKEN_SPECIAL) && !shown;
 }
 
 static enum status check_id(const struct tokenizer *t, int32_t id, struct error *err) {
@@ -122,7 +140,7 @@ enum status tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size
   for (size_t i = 0; status == STATUS_OK && i < count; i++) {
     status = check_id(t, ids[i], err);
     if (status != STATUS_OK) break;
-    if (skip_special && vocab_is(&t->vocab, ids[i], TOKEN_SPECIAL)) continue;
+    if (skip_special && is_hidden(t, ids[i])) continue;
     put_token(&d, t, ids[i], false);
   }
   if (status == STATUS_OK) put_pending(&d, true);
@@ -139,7 +157,7 @@ enum status token_stream_put(struct token_stream *s, int32_t id, struct strbuf *
   enum status status = check_id(s->tokenizer, id, err);
   if (status != STATUS_OK) return status;
   struct decoding d = {&s->tokenizer->decoder, &s->pending, out, &s->started};
-  if (!vocab_is(&s->tokenizer->vocab, id, TOKEN_SPECIAL)) put_token(&d, s->tokenizer, id, true);
+  if (!is_hidden(s->tokenizer, id)) put_token(&d, s->tokenizer, id, true);
   return STATUS_OK;
 }
 

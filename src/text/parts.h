@@ -25,11 +25,13 @@ enum invalid_bytes {
 };
 
 struct decoder {
-  bool byte_level;          /* token texts are in the byte alphabet */
-  bool added_as_is;         /* but those of added tokens are plain (GGUF) */
-  bool byte_fallback;       /* "<0xNN>" is a byte */
-  bool join_with_spaces;    /* no decoder at all: tokens side by side */
-  bool strip_leading_space; /* of the whole text */
+  bool byte_level;           /* token texts are in the byte alphabet */
+  bool added_as_is;          /* but those of added tokens are plain (GGUF) */
+  bool byte_fallback;        /* "<0xNN>" is a byte */
+  bool join_with_spaces;     /* no decoder at all: tokens side by side */
+  bool strip_leading_space;  /* of the whole text */
+  bool strip_each_token;     /* of every token until a text begins (SentencePiece) */
+  bool first_without_spaces; /* the first token loses all its spaces (Metaspace) */
   enum invalid_bytes invalid;
   struct {
     struct strbuf from, to;

@@ -3,6 +3,7 @@
  * whose ids count as right for this format. */
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/mem.h"
 #include "io/gguf.h"
@@ -40,28 +41,57 @@ static enum status read_tokens(struct tokenizer *t, const struct gguf *file, str
   return STATUS_OK;
 }
 
-/* Tokens that end a turn are special even where the file forgot to say so. */
-static bool looks_special(const char *text, size_t length) {
-  static const char *const names[] = {"<|eot_id|>",    "<|eom_id|>",    "<|im_end|>",     "<|end|>",
-                                      "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"};
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-    if (length == strlen(names[i]) && !memcmp(text, names[i], length)) return true;
+static bool is_among(const char *text, size_t length, const char *const *names) {
+  for (; *names; names++)
+    if (length == strlen(*names) && !memcmp(text, *names, length)) return true;
   return false;
 }
 
-/* phi-3's control tokens take the white space behind them along. Nothing in the file says so but
- * the model's name and architecture. */
+/* Marks of turns and of code gaps are special even where the file forgot to say so. */
+static bool looks_special(const char *text, size_t length) {
+  static const char *const names[] = {"<|eot_id|>",
+                                      "<|eom_id|>",
+                                      "<|im_end|>",
+                                      "<|end|>",
+                                      "<end_of_turn>",
+                                      "<|endoftext|>",
+                                      "<|end_of_text|>",
+                                      "</s>",
+                                      "<eos>",
+                                      "[EOS]",
+                                      "[EOT]",
+                                      "<EOT>",
+                                      "<end_of_utterance>",
+                                      "<|fim_prefix|>",
+                                      "<|fim_suffix|>",
+                                      "<|fim_middle|>",
+                                      "<|fim_pad|>",
+                                      "<|fim_repo|>",
+                                      "<|repo_name|>",
+                                      "<reponame>",
+                                      "<|file_sep|>",
+                                      NULL};
+  return is_among(text, length, names);
+}
+
+/* phi-3's special tokens take the white space behind them along. Nothing in the file says so but
+ * the model's name. */
 static bool strips_right(const struct gguf *file) {
   struct gguf_string name;
-  return gguf_get_string(file, "general.architecture", &name) && name.length == 4 &&
-         !memcmp(name.data, "phi3", 4);
+  if (!gguf_get_string(file, "general.name", &name)) return false;
+  for (size_t at = 0; at < name.length; at++)
+    for (int dash = 0; dash < 2; dash++) {
+      const char *wanted = dash ? "phi-3" : "phi3";
+      if (name.length - at >= strlen(wanted) &&
+          !strncasecmp(name.data + at, wanted, strlen(wanted)))
+        return true;
+    }
+  return false;
 }
 
 static uint32_t right_strip_flag(const char *text, size_t length) {
-  static const char *const plain[] = {"<unk>", "<s>", "<|endoftext|>"};
-  for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
-    if (length == strlen(plain[i]) && !memcmp(text, plain[i], length)) return 0;
-  return ADDED_RIGHT_STRIP;
+  static const char *const plain[] = {"<unk>", "<s>", "<|endoftext|>", NULL};
+  return is_among(text, length, plain) ? 0 : ADDED_RIGHT_STRIP | ADDED_ASCII_SPACE;
 }
 
 static enum status read_token_types(struct tokenizer *t, const struct gguf *file,

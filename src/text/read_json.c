@@ -289,7 +289,7 @@ static enum status read_metaspace_decoder(struct tokenizer *t, const json_t *par
   enum prepend_scheme scheme;
   enum status status = read_prepend_scheme(part, &scheme, err);
   if (status != STATUS_OK) return status;
-  t->decoder.strip_leading_space = scheme != PREPEND_NEVER;
+  t->decoder.first_without_spaces = scheme != PREPEND_NEVER;
   return add_decoder_replace(t, replacement ? replacement : "\xe2\x96\x81", " ", err);
 }
 

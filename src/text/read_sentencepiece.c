@@ -204,6 +204,7 @@ static enum status build(struct tokenizer *t, struct model *m, struct error *err
   step->rules.protected_tokens = &t->added_normalized;
   m->rules.charsmap = (struct charsmap){0}; /* now the step's */
   t->decoder.strip_leading_space = m->rules.add_dummy_prefix || m->rules.remove_extra_whitespaces;
+  t->decoder.strip_each_token = m->rules.remove_extra_whitespaces;
   t->decoder.byte_fallback = true;
   t->decoder.invalid = INVALID_BY_BYTE;
   t->decoder.replace_count = 1;
