@@ -7,6 +7,7 @@
 #include "io/gguf.h"
 #include "io/npz.h"
 #include "io/safetensors_set.h"
+#include "text/tokenizer.h"
 
 /* Where everything read ends up, so that no read is optimized away. */
 static volatile double sink;
@@ -151,5 +152,23 @@ enum status walk_json(void *ctx, const char *path, struct error *err) {
   json_decref(again);
   json_decref(value);
   strbuf_free(&text);
+  return STATUS_OK;
+}
+
+enum status walk_tokenizer(void *ctx, const char *path, struct error *err) {
+  static const char text[] =
+      "Hello  w\xc3\xb6rld 123\n\n<s> \xf0\x9f\x98\x80! the of [tag]aaaaaaaaaa";
+  const struct chat_message message = {"user", "Hello"};
+  struct tokenizer *t;
+  enum status status = tokenizer_open(&t, path, err);
+  if (status != STATUS_OK) return status;
+  struct token_ids ids = {0};
+  struct strbuf out = {0};
+  if (tokenizer_encode(t, text, sizeof text - 1, 0, &ids, NULL) == STATUS_OK)
+    tokenizer_decode(t, ids.items, ids.count, false, &out, NULL);
+  tokenizer_chat(t, &message, 1, &out, NULL);
+  strbuf_free(&out);
+  token_ids_free(&ids);
+  tokenizer_close(t);
   return STATUS_OK;
 }

@@ -20,6 +20,13 @@ static const char *const texts[] = {
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa      !!!!!!!!!!!!",
     "caf\xc3\xa9 cafe\xcc\x81 \xef\xac\x81 \xc2\xbd \xd9\xa3\xd9\xa4"};
 
+/* Path of a file in a scratch folder. */
+static const char *in(const char *folder, const char *file) {
+  char name[128];
+  snprintf(name, sizeof name, "%s/%s", folder, file);
+  return scratch_path(name);
+}
+
 static void check_same(const struct tokenizer *a, const struct tokenizer *b, const char *text,
                        unsigned flags) {
   struct token_ids x = {0}, y = {0};
@@ -61,7 +68,7 @@ static void check_gguf(const char *name, bool has_template) {
     assert_int_equal(tokenizer_is_end(a, id), tokenizer_is_end(b, id));
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
     for (unsigned flags = 0; flags < 4; flags++) check_same(a, b, texts[i], flags);
-  json_t *config = json_read_file(path_join(directory, "tokenizer_config.json"), 1 << 20, &err);
+  json_t *config = json_read_file(in(name, "tokenizer_config.json"), 1 << 20, &err);
   assert_int_equal(json_get_string(config, "chat_template") != NULL, has_template);
   json_decref(config);
   tokenizer_close(a);
@@ -82,18 +89,18 @@ static void test_directories_are_copied(void **state) {
   const char *from = scratch_path("from"), *to = scratch_path("to");
   assert_int_equal(mkdir(from, 0777) | mkdir(to, 0777), 0);
   must(file_read(model, 1 << 20, &bytes, &size, &err), err);
-  must(file_write_all(path_join(from, "tokenizer.model"), bytes, size, &err), err);
+  must(file_write_all(in("from", "tokenizer.model"), bytes, size, &err), err);
   const char config[] = "{\"add_bos_token\": false, \"add_eos_token\": true}";
-  must(file_write_all(path_join(from, "tokenizer_config.json"), config, strlen(config), &err), err);
-  must(file_write_all(path_join(from, "model.safetensors"), "x", 1, &err), err);
+  must(file_write_all(in("from", "tokenizer_config.json"), config, strlen(config), &err), err);
+  must(file_write_all(in("from", "model.safetensors"), "x", 1, &err), err);
   must(tokenizer_open(&a, from, &err), err);
   must(tokenizer_export(a, to, &err), err);
   must(tokenizer_open(&b, to, &err), err);
   check_same(a, b, "Once upon a time", 0);
-  must(file_read(path_join(to, "tokenizer.model"), 1 << 20, &copy, &copied, &err), err);
+  must(file_read(in("to", "tokenizer.model"), 1 << 20, &copy, &copied, &err), err);
   assert_int_equal(size, copied);
   assert_memory_equal(bytes, copy, size);
-  assert_false(file_exists(path_join(to, "model.safetensors")));
+  assert_false(file_exists(in("to", "model.safetensors")));
   free(bytes);
   free(copy);
   tokenizer_close(a);
