@@ -21,6 +21,7 @@ struct settings {
   int64_t calib_tokens, seed;
   struct text_list skip;
   const char *out, *update_weights;
+  const char *from; /* a mask with tile scores */
   double damping;
   int64_t block;
 };
@@ -51,29 +52,13 @@ static const struct option options[] = {
      "sparsegpt: columns whose updates wait for each other"},
     {"out", OPTION_TEXT, offsetof(struct settings, out), NULL, 0, 0, NULL, "MASK",
      "the mask file to write"},
+    {"from", OPTION_TEXT, offsetof(struct settings, from), NULL, 0, 0, NULL, "MASK",
+     "hybrid: take codes and tile scores from this mask, and only choose the dense tiles anew"},
     {"update-weights", OPTION_TEXT, offsetof(struct settings, update_weights), NULL, 0, 0, NULL,
      "DIR",
      "sparsegpt: also write the model with weights that make up for the "
      "dropped ones"},
     COMMON_OPTIONS(struct settings, common)};
-
-/* "hybrid", "unstructured", "2:4" or another n:m. */
-static enum status parse_pattern(const char *text, struct prune_settings *out, struct error *err) {
-  int used = 0;
-  if (!strcmp(text, "hybrid")) {
-    out->pattern = PRUNE_HYBRID;
-    return STATUS_OK;
-  }
-  if (!strcmp(text, "unstructured")) {
-    out->pattern = PRUNE_UNSTRUCTURED;
-    return STATUS_OK;
-  }
-  if (sscanf(text, "%4d:%4d%n", &out->keep, &out->of, &used) != 2 || text[used])
-    return error_set(err, STATUS_USAGE,
-                     "--pattern %s: give 2:4, another n:m, unstructured or hybrid", text);
-  out->pattern = out->keep == 2 && out->of == 4 ? PRUNE_2_4 : PRUNE_N_M;
-  return STATUS_OK;
-}
 
 static enum status parse_sparsity(const struct settings *s, struct prune_settings *out,
                                   struct error *err) {
@@ -100,12 +85,16 @@ static enum status plan(const struct settings *s, struct prune_settings *out, st
   out->update_weights = s->update_weights != NULL;
   for (int i = 0; i < s->skip.count; i++) out->skip[out->skip_count++] = s->skip.items[i];
   if (!s->out) return error_set(err, STATUS_USAGE, "say where the mask goes with --out MASK");
-  if (!s->calib && out->method != PRUNE_MAGNITUDE)
+  if (!s->calib && !s->from && out->method != PRUNE_MAGNITUDE)
     return error_set(err, STATUS_USAGE, "%s needs a text to calibrate on; give --calib FILE",
                      prune_method_name(out->method));
-  enum status status = parse_pattern(s->pattern, out, err);
+  enum status status = prune_pattern_parse(s->pattern, out, err);
   if (!status) status = parse_sparsity(s, out, err);
   if (!status) status = prune_check(out, err);
+  if (!status && s->from && (out->pattern != PRUNE_HYBRID || s->update_weights))
+    status = error_set(err, STATUS_USAGE,
+                       "--from chooses tiles anew: it goes with --pattern hybrid, and not with "
+                       "--update-weights");
   if (!status) status = common_check_output(&s->common, s->out, err);
   if (!status && s->update_weights)
     status = common_check_output(&s->common, s->update_weights, err);
@@ -115,7 +104,7 @@ static enum status plan(const struct settings *s, struct prune_settings *out, st
 static enum status load_calibration(const struct settings *s, const struct model *model,
                                     struct calibration *out, struct error *err) {
   struct tokenizer *tokenizer;
-  if (!s->calib || s->method == PRUNE_MAGNITUDE) return STATUS_OK;
+  if (!s->calib || s->from || s->method == PRUNE_MAGNITUDE) return STATUS_OK;
   enum status status = tokenizer_open(&tokenizer, model_path(model), err);
   if (status) return status;
   status =
@@ -149,6 +138,12 @@ static void count_outcome(struct outcome *o, const struct model *model) {
   }
 }
 
+/* The method that made the codes: with --from, that of the mask taken. */
+static const char *method_of(const struct outcome *o) {
+  const char *method = mask_set_meta_get(o->masks, "method");
+  return method ? method : "mask";
+}
+
 static json_t *outcome_json(const struct outcome *o) {
   char pattern[16];
   prune_pattern_name(o->settings, pattern);
@@ -164,9 +159,9 @@ static json_t *outcome_json(const struct outcome *o) {
                 {"calibration_length", o->calibration->length},
                 {"dampened", o->report->dampened},
                 {"dead_features", o->report->dead}};
-  json_t *json = json_pack("{s:s, s:s, s:f, s:f, s:f}", "method",
-                           prune_method_name(o->settings->method), "pattern", pattern, "sparsity",
-                           1 - o->density, "density", o->density, "seconds", o->seconds);
+  json_t *json =
+      json_pack("{s:s, s:s, s:f, s:f, s:f}", "method", method_of(o), "pattern", pattern, "sparsity",
+                1 - o->density, "density", o->density, "seconds", o->seconds);
   for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
     json_object_set_new(json, counts[i].key, json_integer(counts[i].value));
   return json;
@@ -176,8 +171,8 @@ static void print_outcome(const struct outcome *o, const char *path) {
   char pattern[16], time[32];
   prune_pattern_name(o->settings, pattern);
   format_duration(time, o->seconds);
-  printf("%s %s: density %.4f over the prunable weights, %zu matrices, %s\n",
-         prune_method_name(o->settings->method), pattern, o->density, o->masks->count, time);
+  printf("%s %s: density %.4f over the prunable weights, %zu matrices, %s\n", method_of(o), pattern,
+         o->density, o->masks->count, time);
   if (o->tiles_dense + o->tiles_sparse)
     printf("%lld dense and %lld 2:4 tiles of %lld x %lld\n", (long long)o->tiles_dense,
            (long long)o->tiles_sparse, (long long)o->settings->tile_rows,
@@ -193,6 +188,17 @@ static enum status report(const struct settings *s, struct outcome *o, struct er
   return s->common.json ? common_write_json(&s->common, outcome_json(o), err) : STATUS_OK;
 }
 
+/* Fills *masks: by a pass over the model, or from the tile scores of --from. */
+static enum status make_masks(const struct settings *s, const struct prune_settings *settings,
+                              struct model *model, const struct calibration *calibration,
+                              struct mask_set *masks, struct prune_report *findings,
+                              struct error *err) {
+  *findings = (struct prune_report){0};
+  if (!s->from) return prune_run(model, settings, calibration, masks, NULL, findings, err);
+  enum status status = mask_load(masks, s->from, err);
+  return status ? status : prune_retile(model, masks, settings->sparsity, err);
+}
+
 static enum status prune(const struct settings *s, const struct prune_settings *settings,
                          struct model *model, struct error *err) {
   const double start = clock_seconds();
@@ -200,7 +206,7 @@ static enum status prune(const struct settings *s, const struct prune_settings *
   struct mask_set masks = {0};
   struct prune_report findings;
   enum status status = load_calibration(s, model, &calibration, err);
-  if (!status) status = prune_run(model, settings, &calibration, &masks, NULL, &findings, err);
+  if (!status) status = make_masks(s, settings, model, &calibration, &masks, &findings, err);
   if (!status) status = mask_save(&masks, s->out, err);
   if (!status && s->update_weights)
     status = convert_to_hf(model, &masks, s->update_weights, weights_natural_dtype(model),
@@ -240,16 +246,11 @@ const struct command command_prune = {
     .most_positionals = 1,
     .summary = "make a one-shot mask: magnitude, Wanda or SparseGPT",
     .description =
-        "Blocks are pruned in order, each calibrated on what the "
-        "pruned ones before it "
-        "give. A hybrid\nleaves the tiles dense that cost most when "
-        "pruned, so many that "
-        "the sparsity is met to within\none tile over the whole "
-        "model. lm_head and "
-        "embeddings are never pruned.",
+        "Blocks are pruned in order, each calibrated on what the pruned ones before it give. A\n"
+        "hybrid leaves the tiles dense that cost most when pruned, so many that the sparsity is\n"
+        "met to within one tile over the whole model. lm_head and embeddings are never pruned.",
     .example =
-        "tessera prune model.gguf --pattern hybrid --sparsity 45% "
-        "--calib text.txt --out "
+        "tessera prune model.gguf --pattern hybrid --sparsity 45% --calib text.txt --out "
         "greedy.mask",
     .options = options,
     .settings_bytes = sizeof(struct settings),

@@ -380,6 +380,46 @@ static enum status update_hybrid(struct pass first, struct error *err) {
   return STATUS_OK;
 }
 
+static const struct linear_site *find_site(const struct model *model, const char *name) {
+  for (int i = 0; i < model_site_count(model); i++)
+    if (!strcmp(model_site(model, i)->name, name)) return model_site(model, i);
+  return NULL;
+}
+
+static enum status check_retile(const struct model *model, const struct mask_set *masks,
+                                struct error *err) {
+  for (size_t i = 0; i < masks->count; i++) {
+    const struct mask_matrix *m = &masks->items[i];
+    const struct linear_site *site = find_site(model, m->name);
+    if (!site || linear_rows(&site->weight) != m->rows || linear_cols(&site->weight) != m->cols)
+      return error_set(err, STATUS_REFUSED, "%s of the mask does not fit the model", m->name);
+    if (m->kind != MASK_HYBRID || !m->tile_scores)
+      return error_set(err, STATUS_REFUSED,
+                       "%s of the mask has no tile scores; make it with tessera prune --pattern "
+                       "2:4 or hybrid",
+                       m->name);
+  }
+  return STATUS_OK;
+}
+
+enum status prune_retile(const struct model *model, struct mask_set *masks, double sparsity,
+                         struct error *err) {
+  const int64_t total = prunable_weights(model);
+  int64_t kept, covered;
+  if (!(sparsity >= 0 && sparsity <= 0.5))
+    return error_set(err, STATUS_USAGE, "a hybrid has a sparsity of 0 to 0.5, not %g", sparsity);
+  enum status status = check_retile(model, masks, err);
+  if (!status) status = project_set(masks, total, 1 - sparsity, err);
+  if (status) return status;
+  mask_set_count(masks, &kept, &covered);
+  status = set_meta(masks, err, "pattern", "hybrid");
+  if (!status) status = set_meta(masks, err, "sparsity", "%.10g", sparsity);
+  if (!status)
+    status =
+        set_meta(masks, err, "density", "%.6f", (double)(kept + total - covered) / (double)total);
+  return status;
+}
+
 enum status prune_run(struct model *model, const struct prune_settings *settings,
                       const struct calibration *calibration, struct mask_set *masks,
                       struct mask_set *unstructured, struct prune_report *report,

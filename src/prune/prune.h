@@ -59,6 +59,15 @@ enum status prune_run(struct model *model, const struct prune_settings *settings
                       struct mask_set *unstructured, struct prune_report *report,
                       struct error *err);
 
+/* Chooses the dense tiles of hybrid or 2:4 masks anew, for another sparsity (0 to 0.5), from the
+ * tile scores that they carry: what a pruning pass with that sparsity would have chosen. Updates
+ * their metadata. STATUS_REFUSED when a mask has no scores or does not fit the model. */
+enum status prune_retile(const struct model *model, struct mask_set *masks, double sparsity,
+                         struct error *err);
+
+/* "hybrid", "unstructured", "2:4" or another "n:m" into settings->pattern, keep and of. */
+enum status prune_pattern_parse(const char *text, struct prune_settings *settings,
+                                struct error *err);
 const char *prune_method_name(enum prune_method method);
 /* "2:4", "4:8", "unstructured", "hybrid": into text[16]. */
 void prune_pattern_name(const struct prune_settings *settings, char text[16]);

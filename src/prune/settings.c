@@ -42,6 +42,23 @@ static enum status check_pattern(const struct prune_settings *s, struct error *e
   return error_set(err, STATUS_USAGE, "unknown pattern");
 }
 
+enum status prune_pattern_parse(const char *text, struct prune_settings *s, struct error *err) {
+  int used = 0;
+  if (!strcmp(text, "hybrid")) {
+    s->pattern = PRUNE_HYBRID;
+    return STATUS_OK;
+  }
+  if (!strcmp(text, "unstructured")) {
+    s->pattern = PRUNE_UNSTRUCTURED;
+    return STATUS_OK;
+  }
+  if (sscanf(text, "%4d:%4d%n", &s->keep, &s->of, &used) != 2 || text[used])
+    return error_set(err, STATUS_USAGE,
+                     "pattern \"%s\": give 2:4, another n:m, unstructured or hybrid", text);
+  s->pattern = s->keep == 2 && s->of == 4 ? PRUNE_2_4 : PRUNE_N_M;
+  return STATUS_OK;
+}
+
 enum status prune_check(const struct prune_settings *s, struct error *err) {
   enum status status = check_pattern(s, err);
   if (status) return status;

@@ -124,11 +124,39 @@ static void measures_against_itself(void **state) {
   assert_int_equal(tsr_measure(model, NULL, head, 1 << 20, &measured, &err), TSR_REFUSED);
 }
 
+static void prunes_applies_and_packs(void **state) {
+  NEED_MODEL();
+  const char *path = shared_data("models/stories260K"), *mask = scratch_path("api.mask");
+  const char *packed = scratch_path("api.packed");
+  tsr_prune_options options = {.method = TSR_MAGNITUDE, .pattern = "hybrid", .sparsity = 0.45};
+  options.tile = 16;
+  assert_int_equal(tsr_prune(model, &options, mask, &err), TSR_OK);
+  assert_int_equal(tsr_pack(path, mask, packed, &err), TSR_OK);
+  assert_int_equal(tsr_pack(path, mask, packed, &err), TSR_REFUSED); /* it exists */
+  tsr_model *masked, *hybrid;
+  tsr_model_info before, after;
+  assert_int_equal(tsr_model_open(&masked, path, &err), TSR_OK);
+  assert_int_equal(tsr_model_apply_mask(masked, mask, &err), TSR_OK);
+  assert_int_equal(tsr_model_open(&hybrid, packed, &err), TSR_OK);
+  tsr_model_describe(masked, &before);
+  tsr_model_describe(hybrid, &after);
+  assert_true(fabs(before.density - 0.55) < 0.01);
+  assert_true(before.density == after.density);
+  tsr_model_close(masked);
+  tsr_model_close(hybrid);
+  options.pattern = "3:3";
+  assert_int_equal(tsr_prune(model, &options, mask, &err), TSR_USAGE);
+  options.method = TSR_WANDA;
+  options.pattern = "2:4";
+  assert_int_equal(tsr_prune(model, &options, mask, &err), TSR_USAGE); /* no text */
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(describes_what_it_opened),     cmocka_unit_test(refuses_in_a_sentence),
       cmocka_unit_test(text_goes_there_and_back),     cmocka_unit_test(streams_what_it_returns),
       cmocka_unit_test(a_session_agrees_with_itself), cmocka_unit_test(measures_against_itself),
+      cmocka_unit_test(prunes_applies_and_packs),
   };
   return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -245,11 +245,42 @@ static void settings_are_checked(void **state) {
   assert_int_equal(prune_check(&s, &err), STATUS_USAGE);
 }
 
+/* Tiles chosen from a 2:4 mask's scores are those that the hybrid pass itself chooses. */
+static void retiling_is_the_hybrid_pass(void **state) {
+  struct error err = {0};
+  struct model *model = open_model();
+  const struct calibration c = calibration();
+  struct prune_settings settings = prune_defaults();
+  struct prune_report report;
+  struct mask_set whole = {0}, hybrid = {0};
+  settings.tile_rows = settings.tile_cols = 16;
+  must(prune_run(model, &settings, &c, &whole, NULL, &report, &err), err);
+  settings.pattern = PRUNE_HYBRID;
+  settings.sparsity = 0.35;
+  must(prune_run(model, &settings, &c, &hybrid, NULL, &report, &err), err);
+  must(prune_retile(model, &whole, 0.35, &err), err);
+  must(mask_save(&whole, scratch_path("retiled.mask"), &err), err);
+  must(mask_save(&hybrid, scratch_path("hybrid.mask"), &err), err);
+  assert_int_equal(
+      run_command(NULL, 0, "cmp %s %s", scratch_path("retiled.mask"), scratch_path("hybrid.mask")),
+      0);
+  assert_int_equal(prune_retile(model, &whole, 0.6, &err), STATUS_USAGE);
+  mem_free(whole.items[0].tile_scores);
+  whole.items[0].tile_scores = NULL;
+  assert_int_equal(prune_retile(model, &whole, 0.4, &err), STATUS_REFUSED);
+  mask_set_free(&whole);
+  mask_set_free(&hybrid);
+  model_close(model);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(better_methods_lose_less),      cmocka_unit_test(densities_are_exact),
-      cmocka_unit_test(same_bits_and_untouched_model), cmocka_unit_test(interrupts_leave_nothing),
+      cmocka_unit_test(better_methods_lose_less),
+      cmocka_unit_test(densities_are_exact),
+      cmocka_unit_test(same_bits_and_untouched_model),
+      cmocka_unit_test(interrupts_leave_nothing),
       cmocka_unit_test(settings_are_checked),
+      cmocka_unit_test(retiling_is_the_hybrid_pass),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
