@@ -13,6 +13,7 @@ static const struct command *const commands[] = {
     &command_inspect,
     &command_tokenize,
     &command_prune,
+    &command_learn,
     &command_pack,
     &command_export,
     &command_eval,

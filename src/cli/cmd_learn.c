@@ -1,0 +1,244 @@
+/* tessera learn: options to a learning run, and its outcome as a table and JSON. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "cli/commands.h"
+#include "learn/run.h"
+
+struct learn_options {
+  struct learn_settings s;
+  int mode;
+  const char *data, *out;
+  struct text_list prior, skip;
+  int64_t seed, tile, calib_tokens;
+  double lr, checkpoint_every;
+  bool resume, dry_run, tfevents;
+  struct common_options common;
+};
+
+#define AT(member) offsetof(struct learn_options, member)
+#define REAL(name, member, text) \
+  { name, OPTION_REAL, AT(s.member), NULL, 0, 0, NULL, "X", text " (default: by mode and tokens)" }
+#define COUNT(name, member, initial, least, most, text) \
+  { name, OPTION_INT, AT(s.member), initial, least, most, NULL, "N", text }
+#define CHOICE(name, member, choices, text) \
+  { name, OPTION_CHOICE, AT(s.member), NULL, 0, 0, choices, NULL, text }
+
+static const struct option options[] = {
+    {"mode", OPTION_CHOICE, AT(mode), NULL, 0, 0, "joint|tile|maskllm", NULL,
+     "learn tiles and 2:4 masks, tiles over a frozen 2:4 mask, or 2:4 masks only"},
+    {"sparsity", OPTION_FRACTION, AT(s.sparsity), NULL, 0, 0, NULL, "S",
+     "share of zeros over all prunable weights, 0 to 0.5 (maskllm: 0.5)"},
+    {"data", OPTION_TEXT, AT(data), NULL, 0, 0, NULL, "FILE",
+     "text to learn from: UTF-8, .jsonl, or either as .gz or .zst"},
+    COUNT("tokens", tokens, "0", 0, 1e15, "token budget"),
+    {"seed", OPTION_INT, AT(seed), "0", 0, 9e15, NULL, "K", "seed of noise, sampling and logits"},
+    {"out", OPTION_TEXT, AT(out), NULL, 0, 0, NULL, "RUN", "directory of the run"},
+    {"prior", OPTION_LIST, AT(prior), NULL, 0, 0, NULL, "MASK",
+     "start from this mask; may be given twice: a 2:4 mask, and an unstructured one for the tiles "
+     "(default: SparseGPT's, made from --data)"},
+    {"resume", OPTION_FLAG, AT(resume), NULL, 0, 0, NULL, NULL,
+     "continue RUN after its last checkpoint, with the same bits as if it had never stopped"},
+    {"dry-run", OPTION_FLAG, AT(dry_run), NULL, 0, 0, NULL, NULL,
+     "print settings, memory, disk and time, and do nothing"},
+    {"tile", OPTION_INT, AT(tile), "128", 4, 4096, NULL, "N", "side of a tile, a multiple of 4"},
+    {"per-block", OPTION_FLAG, AT(s.per_block), NULL, 0, 0, NULL, NULL,
+     "hold the sparsity in every transformer block instead of over the model"},
+    {"skip", OPTION_LIST, AT(skip), NULL, 0, 0, NULL, "PATTERN",
+     "leave linears whose name matches dense; may be given several times"},
+    COUNT("window", window, "0", 0, 1 << 20, "tokens of a sequence; 0: by the budget"),
+    COUNT("batch", batch, "0", 0, 1 << 20, "sequences of a step; 0: by the budget"),
+    COUNT("micro", micro, "0", 0, 1 << 20, "sequences at a time; 0: what 2048 tokens hold"),
+    {"calib-tokens", OPTION_INT, AT(calib_tokens), "0", 0, 1e12, NULL, "N",
+     "tokens a prior is calibrated on; 0: as many as --tokens, 8192 to 262144"},
+    COUNT("heldout-windows", heldout_windows, "-1", -1, 1 << 20,
+          "windows set aside for the held-out loss; -1: 2048 tokens"),
+    COUNT("evaluations", evaluations, "-1", -1, 1 << 20,
+          "times the held-out loss is measured; -1: 4"),
+    {"checkpoint-every", OPTION_REAL, AT(checkpoint_every), "120", 0, 1e9, NULL, "SECONDS",
+     "time between checkpoints"},
+    {"tfevents", OPTION_FLAG, AT(tfevents), NULL, 0, 0, NULL, NULL,
+     "also write TensorBoard event files into RUN"},
+    CHOICE("density", density, "held|soft",
+           "hold the density in every step, or the paper's loss term (default: held)"),
+    CHOICE("noise", noise, "step|micro|none",
+           "new Gumbel noise every step or micro-batch, or none (default: micro)"),
+    CHOICE("regularizer", regularizer, "none|paper|reference|maskllm",
+           "weight regularizer (default: paper; maskllm mode: maskllm)"),
+    CHOICE(
+        "tile-prior", tile_prior, "linear|global|rank",
+        "how the prior scores tiles: the best of each linear, of the model, or by rank (default: "
+        "rank)"),
+    {"lr", OPTION_REAL, AT(lr), NULL, 0, 0, NULL, "X",
+     "learning rate of the tile logits, in maskllm mode of the 2:4 logits (default: by mode and "
+     "tokens)"},
+    REAL("lr-24", lr_24, "learning rate of the 2:4 logits"),
+    REAL("lr-floor", lr_floor, "share of the rate at the cosine's end"),
+    COUNT("warmup-steps", warmup_steps, "-1", -1, 1 << 30, "steps of rising rate; -1: 5"),
+    REAL("beta1", beta1, "AdamW's first decay"),
+    REAL("beta2", beta2, "AdamW's second decay"),
+    REAL("adam-eps", adam_eps, "AdamW's epsilon"),
+    REAL("weight-decay", weight_decay, "AdamW's weight decay"),
+    REAL("clip", clip, "largest norm of the gradient"),
+    REAL("kappa-first", tile.kappa_first, "kappa of the tile logits in the first step"),
+    REAL("kappa-last", tile.kappa_last, "and in the last"),
+    REAL("tau-first", tile.tau_first, "temperature of the tile logits in the first step"),
+    REAL("tau-last", tile.tau_last, "and in the last"),
+    REAL("kappa-24-first", two_four.kappa_first, "kappa of the 2:4 logits in the first step"),
+    REAL("kappa-24-last", two_four.kappa_last, "and in the last"),
+    REAL("tau-24-first", two_four.tau_first, "temperature of the 2:4 logits in the first step"),
+    REAL("tau-24-last", two_four.tau_last, "and in the last"),
+    REAL("l1", l1, "weight of the soft density term"),
+    REAL("l2", l2, "weight of the regularizer"),
+    REAL("init-std", init_std, "standard deviation of random logits"),
+    REAL("prior-strength", prior_strength_tile, "strength of the tile prior"),
+    REAL("prior-strength-24", prior_strength_24, "strength of the 2:4 prior"),
+    COMMON_OPTIONS(struct learn_options, common),
+};
+#undef REAL
+#undef COUNT
+#undef CHOICE
+
+static enum status check_given(const struct learn_options *o, struct error *err) {
+  if (o->mode < 0) return error_set(err, STATUS_USAGE, "--mode is missing: joint, tile or maskllm");
+  if (!o->data) return error_set(err, STATUS_USAGE, "--data is missing: a text to learn from");
+  if (!o->out && !o->dry_run)
+    return error_set(err, STATUS_USAGE, "--out is missing: a directory for the run");
+  if (o->s.tokens < 1) return error_set(err, STATUS_USAGE, "--tokens is missing: a token budget");
+  if (o->prior.count > PRIOR_FILES_MAX)
+    return error_set(err, STATUS_USAGE, "--prior may be given %d times", PRIOR_FILES_MAX);
+  return STATUS_OK;
+}
+
+static void fill_request(struct learn_request *q, const struct learn_options *o,
+                         const char *model) {
+  *q = (struct learn_request){.model = model,
+                              .data = o->data,
+                              .out = o->out,
+                              .settings = o->s,
+                              .prior_count = o->prior.count,
+                              .skip_count = o->skip.count,
+                              .calibration_tokens = o->calib_tokens,
+                              .checkpoint_seconds = o->checkpoint_every,
+                              .resume = o->resume,
+                              .force = o->common.force,
+                              .dry_run = o->dry_run,
+                              .tfevents = o->tfevents};
+  q->settings.mode = (enum learn_mode)o->mode;
+  q->settings.seed = (uint64_t)o->seed;
+  q->settings.tile_rows = q->settings.tile_cols = o->tile;
+  q->settings.lr_tile = NAN;
+  if (!isnan(o->lr))
+    *(o->mode == LEARN_MASKLLM ? &q->settings.lr_24 : &q->settings.lr_tile) = o->lr;
+  for (int i = 0; i < o->prior.count; i++) q->priors[i] = o->prior.items[i];
+  for (int i = 0; i < o->skip.count; i++) q->skip[i] = o->skip.items[i];
+}
+
+static void print_plan(const struct learn_report *r) {
+  const struct learn_plan *p = &r->plan;
+  const struct learn_settings *s = &r->settings;
+  const double GIB = 1 << 30;
+  log_info("%s mode, sparsity %g: %lld weights in %lld tiles; %lld steps of %lld x %lld tokens",
+           learn_mode_name[s->mode], s->sparsity, (long long)p->learned_weights,
+           (long long)p->tiles, (long long)s->steps, (long long)s->batch, (long long)s->window);
+  log_info(
+      "memory %.2f GiB, disk %.2f GiB, time about %.1f minutes (prior %.1f, learning %.1f, "
+      "held-out loss %.1f) at %.0f GFLOP/s",
+      p->memory_bytes / GIB, p->disk_bytes / GIB,
+      (p->prior_seconds + p->learn_seconds + p->heldout_seconds) / 60, p->prior_seconds / 60,
+      p->learn_seconds / 60, p->heldout_seconds / 60, p->gflops);
+}
+
+static void print_outcome(const struct learn_report *r, const char *out) {
+  printf("%-28s %10s %12s\n", "held-out text", "loss", "perplexity");
+  printf("%-28s %10.4f %12.2f\n", "dense", r->dense_loss, exp(r->dense_loss));
+  printf("%-28s %10.4f %12.2f\n", "prior", r->prior_loss, exp(r->prior_loss));
+  printf("%-28s %10.4f %12.2f\n", "last, before projection", r->last_loss_before,
+         exp(r->last_loss_before));
+  printf("%-28s %10.4f %12.2f\n", "last, projected", r->last_loss, exp(r->last_loss));
+  printf("%-28s %10.4f %12.2f\n", "kept", r->best_loss, exp(r->best_loss));
+  printf("density %.6f (%.6f before %lld tiles were moved), of step %lld of %lld\n", r->density,
+         r->density_before, (long long)r->moved_tiles, (long long)r->best_step, (long long)r->step);
+  printf("%.0f tokens/s, %.1f s learning, %.1f s prior, %.2f GiB at the peak\n",
+         r->tokens_per_second, r->seconds, r->prior_seconds,
+         (double)r->peak_bytes / (double)(1 << 30));
+  printf("%s/mask.safetensors\n", out);
+}
+
+static json_t *report_json(const struct learn_report *r) {
+  json_t *o = json_pack("{s:o, s:b, s:{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}}", "settings",
+                        learn_settings_to_json(&r->settings), "finished_before", r->finished_before,
+                        "plan", "learned_weights", (json_int_t)r->plan.learned_weights, "tiles",
+                        (json_int_t)r->plan.tiles, "memory_bytes", r->plan.memory_bytes,
+                        "disk_bytes", r->plan.disk_bytes, "prior_seconds", r->plan.prior_seconds,
+                        "learn_seconds", r->plan.learn_seconds, "heldout_seconds",
+                        r->plan.heldout_seconds, "gflops", r->plan.gflops);
+  INVARIANT(o);
+  if (r->dry_run || r->finished_before) return o;
+  json_t *figures =
+      json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:f, s:f, s:f, s:I}", "steps",
+                (json_int_t)r->step, "best_step", (json_int_t)r->best_step, "dense_loss",
+                r->dense_loss, "prior_loss", r->prior_loss, "best_loss", r->best_loss, "last_loss",
+                r->last_loss, "last_loss_before", r->last_loss_before, "density", r->density,
+                "density_before", r->density_before, "moved_tiles", (json_int_t)r->moved_tiles,
+                "seconds", r->seconds, "prior_seconds", r->prior_seconds, "tokens_per_second",
+                r->tokens_per_second, "peak_bytes", (json_int_t)r->peak_bytes);
+  INVARIANT(figures);
+  json_object_update(o, figures);
+  json_decref(figures);
+  return o;
+}
+
+static void print_settings(const struct learn_settings *s) {
+  json_t *o = learn_settings_to_json(s);
+  const char *key;
+  json_t *value;
+  json_object_foreach(o, key, value) {
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
+    printf("%-22s %s\n", key, text);
+    free(text);
+  }
+  json_decref(o);
+}
+
+static enum status run(const struct command *command, void *settings, struct text_list *positionals,
+                       struct error *err) {
+  const struct learn_options *o = settings;
+  struct learn_request request;
+  struct learn_report report;
+  common_apply(&o->common);
+  enum status status = check_given(o, err);
+  if (status != STATUS_OK) return status;
+  fill_request(&request, o, positionals->items[0]);
+  status = learn_run(&request, &report, err);
+  if (status != STATUS_OK) return status;
+  if (o->dry_run) {
+    print_settings(&report.settings);
+    print_plan(&report);
+  } else if (report.finished_before) {
+    printf("%s is finished already: %s/mask.safetensors\n", o->out, o->out);
+  } else {
+    print_outcome(&report, o->out);
+  }
+  return common_write_json(&o->common, report_json(&report), err);
+}
+
+const struct command command_learn = {
+    .name = "learn",
+    .positionals = "MODEL",
+    .least_positionals = 1,
+    .most_positionals = 1,
+    .summary = "learn which tiles stay dense and which weights the others keep",
+    .description =
+        "Defaults scale with --tokens between settings for short runs and those of the paper; "
+        "what\n"
+        "they became stands in RUN/config.json. RUN holds mask.safetensors, record.jsonl,\n"
+        "config.json, the prior and the checkpoints.",
+    .example =
+        "tessera learn MODEL --mode tile --sparsity 45% --data text.txt --tokens 20000 --out run",
+    .options = options,
+    .settings_bytes = sizeof(struct learn_options),
+    .run = run,
+};

@@ -1,0 +1,243 @@
+/* The learner's state and its hard side: see learner.h. The soft side is in step.c. */
+#include "learn/learner.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "kernel/ops.h"
+
+/* --- making and releasing --- */
+
+static int64_t site_weights(const struct linear_site *site) {
+  return linear_rows(&site->weight) * linear_cols(&site->weight);
+}
+
+static enum status init_site(struct learner *l, int index, struct error *err) {
+  const struct linear_site *site = model_site(l->model, index);
+  const struct learn_settings *set = &l->settings;
+  struct learn_site *s = &l->sites[l->site_count];
+  int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
+  if (site->weight.hybrid)
+    return error_set(err, STATUS_REFUSED,
+                     "%s is packed already: learn on the dense model that it was made from",
+                     model_path(l->model));
+  s->site = site;
+  l->site_of[index] = l->site_count++;
+  enum status status = mask_matrix_init_hybrid(&s->mask, site->name, rows, cols, set->tile_rows,
+                                               set->tile_cols, err);
+  if (status == STATUS_OK && learn_uses_groups(set))
+    status = groups_init(&s->groups, rows, cols, err);
+  return status;
+}
+
+/* The tiles of all sites in one array; regions are blocks where each has its own target. */
+static enum status init_tiles(struct learner *l, struct error *err) {
+  enum status status = STATUS_FAILED;
+  int blocks = model_config(l->model)->layers, regions = 0, last_block = -1;
+  struct mask_matrix *masks = mem_alloc((size_t)l->site_count, sizeof *masks, err);
+  int *region_of = mem_alloc((size_t)l->site_count, sizeof *region_of, err);
+  int64_t *totals = mem_alloc((size_t)blocks + 1, sizeof *totals, err);
+  if (!masks || !region_of || !totals) goto out;
+  int64_t tiles = 0;
+  for (int i = 0; i < l->site_count; i++) {
+    struct learn_site *s = &l->sites[i];
+    int block = l->settings.per_block ? s->site->layer : 0;
+    if (block != last_block) regions++;
+    last_block = block;
+    region_of[i] = regions - 1;
+    masks[i] = s->mask;
+    s->first_tile = tiles;
+    tiles += mask_tile_count(&s->mask);
+  }
+  for (int i = 0, region = 0; i < model_site_count(l->model); i++) {
+    if (l->site_of[i] >= 0) region = region_of[l->site_of[i]];
+    /* what is left dense counts in the block it is in; in a block without learned linears nowhere
+     */
+    const struct linear_site *site = model_site(l->model, i);
+    int first = l->site_of[i];
+    for (int k = model_block_site(site->layer); first < 0 && k < model_block_site(site->layer + 1);
+         k++)
+      first = l->site_of[k];
+    if (first >= 0) region = region_of[first];
+    if (first >= 0 || !l->settings.per_block) totals[region] += site_weights(site);
+  }
+  status = tiles_init(&l->tiles, masks, region_of, l->site_count, totals, regions,
+                      1 - l->settings.sparsity, err);
+out:
+  mem_free(masks);
+  mem_free(region_of);
+  mem_free(totals);
+  return status;
+}
+
+static enum status init_sites(struct learner *l, const bool *skip, struct error *err) {
+  int count = model_site_count(l->model);
+  l->sites = mem_alloc((size_t)count, sizeof *l->sites, err);
+  l->site_of = mem_alloc((size_t)count, sizeof *l->site_of, err);
+  if (!l->sites || !l->site_of) return err->status;
+  for (int i = 0; i < count; i++) {
+    l->site_of[i] = -1;
+    if (skip[i]) {
+      l->left_dense_weights += site_weights(model_site(l->model, i));
+      continue;
+    }
+    enum status status = init_site(l, i, err);
+    if (status != STATUS_OK) return status;
+    l->learned_weights += site_weights(model_site(l->model, i));
+  }
+  if (l->site_count) return STATUS_OK;
+  return error_set(err, STATUS_USAGE, "--skip leaves nothing to learn in %s", model_path(l->model));
+}
+
+static enum status init_scratch(struct learner *l, struct error *err) {
+  const struct learn_settings *s = &l->settings;
+  int64_t largest = 0;
+  for (int i = 0; i < l->site_count; i++)
+    if (site_weights(l->sites[i].site) > largest) largest = site_weights(l->sites[i].site);
+  l->masked = mem_alloc((size_t)largest, sizeof(float), err);
+  l->gradient = mem_alloc((size_t)largest, sizeof(float), err);
+  l->ids = mem_alloc((size_t)(s->micro * s->window), sizeof *l->ids, err);
+  if (!l->masked || !l->gradient || !l->ids) return err->status;
+  return model_workspace_new(&l->workspace, l->model, (struct model_shape){s->micro, s->window},
+                             true, false, err);
+}
+
+/* ||W|| of every site, for the regularizers; finds weights that are no numbers on the way. */
+static enum status measure_weights(struct learner *l, struct error *err) {
+  for (int i = 0; i < l->site_count; i++) {
+    struct learn_site *s = &l->sites[i];
+    s->weight_squares = 0;
+    for (int64_t row = 0; row < s->mask.rows; row++) {
+      linear_row(&s->site->weight, row, l->masked);
+      s->weight_squares += sum_squares(l->masked, s->mask.cols);
+    }
+    if (!isfinite(s->weight_squares))
+      return error_set(err, STATUS_REFUSED,
+                       "%s of %s holds NaN or infinity: a mask cannot be learned on it",
+                       s->site->name, model_path(l->model));
+    l->weight_squares += s->weight_squares;
+    l->weight_norms += sqrt(s->weight_squares);
+  }
+  return STATUS_OK;
+}
+
+enum status learner_init(struct learner *l, const struct model *model,
+                         const struct learn_settings *settings, const bool *skip,
+                         struct error *err) {
+  *l = (struct learner){.model = model, .settings = *settings, .formed = -1};
+  enum status status = init_sites(l, skip, err);
+  if (status == STATUS_OK && learn_uses_tiles(settings)) status = init_tiles(l, err);
+  if (status == STATUS_OK) status = init_scratch(l, err);
+  if (status == STATUS_OK) status = measure_weights(l, err);
+  if (status != STATUS_OK) learner_free(l);
+  return status;
+}
+
+void learner_free(struct learner *l) {
+  for (int i = 0; i < l->site_count; i++) {
+    mask_matrix_free(&l->sites[i].mask);
+    groups_free(&l->sites[i].groups);
+  }
+  tiles_free(&l->tiles);
+  mem_free(l->sites);
+  mem_free(l->site_of);
+  mem_free(l->masked);
+  mem_free(l->gradient);
+  mem_free(l->ids);
+  if (l->workspace) model_workspace_free(l->workspace);
+  *l = (struct learner){0};
+}
+
+size_t learner_bytes(const struct model *model, const struct learn_settings *s) {
+  int64_t weights = 0, largest = 0, tiles = 0;
+  size_t groups = 0;
+  for (int i = 0; i < model_site_count(model); i++) {
+    const struct linear_weight *w = &model_site(model, i)->weight;
+    int64_t rows = linear_rows(w), cols = linear_cols(w), here = rows * cols;
+    weights += here;
+    groups += groups_bytes(rows, cols);
+    tiles +=
+        ((rows + s->tile_rows - 1) / s->tile_rows) * ((cols + s->tile_cols - 1) / s->tile_cols);
+    if (here > largest) largest = here;
+  }
+  size_t bytes = (size_t)largest * 2 * sizeof(float) + (size_t)weights / 8;
+  if (learn_uses_tiles(s)) bytes += (size_t)tiles * 10 * sizeof(float);
+  if (learn_uses_groups(s)) bytes += groups;
+  return bytes +
+         model_workspace_bytes(model, (struct model_shape){s->micro, s->window}, true, false);
+}
+
+/* --- hard masks --- */
+
+void learner_place_tiles(struct learner *l, const bool *dense) {
+  for (int i = 0; i < l->site_count; i++) {
+    struct learn_site *s = &l->sites[i];
+    for (int64_t k = 0; k < mask_tile_count(&s->mask); k++)
+      s->mask.tiles[k] = dense[s->first_tile + k];
+  }
+}
+
+int64_t learner_harden_groups(struct learner *l) {
+  int64_t changed = 0;
+  if (!learn_uses_groups(&l->settings)) return 0;
+  for (int i = 0; i < l->site_count; i++) {
+    struct mask_matrix *m = &l->sites[i].mask;
+    changed += mask_harden(l->sites[i].groups.logit, m->rows, m->cols, m->codes);
+  }
+  return changed;
+}
+
+enum status learner_harden(struct learner *l, bool project, double *density_before, int64_t *moved,
+                           struct error *err) {
+  *density_before = 1 - l->settings.sparsity;
+  *moved = 0;
+  learner_harden_groups(l);
+  if (!learn_uses_tiles(&l->settings)) return STATUS_OK;
+  bool *dense = mem_alloc((size_t)l->tiles.count, sizeof *dense, err);
+  if (!dense) return err->status;
+  int64_t last = l->step > 0 ? l->step - 1 : 0;
+  tiles_harden(&l->tiles, schedule_relaxation(&l->settings.tile, last, l->settings.steps),
+               (enum learn_density)l->settings.density, dense);
+  *density_before = tiles_hard_density(&l->tiles, dense);
+  enum status status = STATUS_OK;
+  if (project) status = tiles_project(&l->tiles, l->tiles.logit, dense, moved, err);
+  learner_place_tiles(l, dense);
+  mem_free(dense);
+  return status;
+}
+
+static const struct linear_weight *hard_weight(void *ctx, const struct linear_site *site,
+                                               enum tap_pass pass) {
+  struct learner *l = ctx;
+  if (l->site_of[site->index] < 0) return NULL;
+  struct learn_site *s = &l->sites[l->site_of[site->index]];
+  for (int64_t row = 0; row < s->mask.rows; row++)
+    linear_row(&site->weight, row, l->masked + row * s->mask.cols);
+  mask_apply(&s->mask, l->masked, l->masked);
+  l->masked_weight.dense = (struct matrix_view){l->masked, DTYPE_F32, s->mask.rows, s->mask.cols};
+  return &l->masked_weight;
+}
+
+enum status learner_loss(struct learner *l, const struct windows *windows, const int64_t *which,
+                         int64_t count, bool dense, double *nll, struct error *err) {
+  const int64_t length = windows->length, most = l->settings.micro;
+  const struct tap tap = {.ctx = l, .weight = hard_weight};
+  double sum = 0;
+  l->formed = -1;
+  float *each = mem_alloc((size_t)(most * (length - 1)), sizeof *each, err);
+  if (!each) return err->status;
+  enum status status = STATUS_OK;
+  for (int64_t first = 0; first < count && status == STATUS_OK; first += most) {
+    int64_t here = count - first < most ? count - first : most;
+    for (int64_t i = 0; i < here; i++)
+      memcpy(l->ids + i * length, windows_at(windows, which[first + i]),
+             (size_t)length * sizeof *l->ids);
+    status = model_nll(l->model, l->ids, (struct model_shape){here, length}, dense ? NULL : &tap,
+                       l->workspace, each, err);
+    for (int64_t i = 0; status == STATUS_OK && i < here * (length - 1); i++) sum += each[i];
+  }
+  mem_free(each);
+  *nll = sum / (double)(count * (length - 1));
+  return status;
+}

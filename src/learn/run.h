@@ -1,0 +1,44 @@
+/* A whole learning run: from a model and a text to a mask.
+ *
+ *   model, text, prior --> logits --(steps, checkpoints, held-out loss)--> best hard mask
+ *
+ * The result depends on the inputs, the settings and the seed alone: not on threads, on time, or on
+ * where the run was stopped and resumed. */
+#ifndef TSR_LEARN_RUN_H
+#define TSR_LEARN_RUN_H
+
+#include "learn/plan.h"
+#include "learn/prior.h"
+
+struct learn_request {
+  const char *model, *data, *out;
+  struct learn_settings settings; /* what was not given is unset */
+  const char *priors[PRIOR_FILES_MAX];
+  int prior_count;
+  const char *skip[PRUNE_SKIP_MAX];
+  int skip_count;
+  int64_t calibration_tokens; /* 0 = by the budget */
+  double checkpoint_seconds;
+  bool resume, force, dry_run, tfevents;
+};
+
+struct learn_report {
+  struct learn_settings settings; /* resolved */
+  struct learn_plan plan;
+  bool dry_run, finished_before;
+  int64_t step, best_step;
+  double dense_loss, prior_loss, best_loss; /* held-out, nats per token */
+  double last_loss;                         /* of the last mask, projected */
+  double last_loss_before;                  /* and as the logits hardened */
+  double density, density_before;           /* of the kept mask; of the last before projection */
+  int64_t moved_tiles;
+  double seconds, prior_seconds, tokens_per_second;
+  size_t peak_bytes;
+};
+
+/* STATUS_INTERRUPTED after a signal, with a checkpoint saved. With dry_run only settings and plan
+ * are filled, and nothing is written. */
+enum status learn_run(const struct learn_request *request, struct learn_report *report,
+                      struct error *err);
+
+#endif

@@ -1,0 +1,96 @@
+/* Every number that decides what a learning run does, and the defaults.
+ *
+ * A setting that was not given is NAN (reals), 0 (counts) or -1 (choices) until
+ * learn_settings_resolve fills it. The defaults depend on the mode and on the token budget: the
+ * paper's settings belong to runs of two billion tokens and do harm to one of twenty thousand
+ * (they spend a short run far from any hard mask), so each number is read off between a value for
+ * short runs, found by experiment, and the paper's. What they became goes into the run's record. */
+#ifndef TSR_LEARN_SETTINGS_H
+#define TSR_LEARN_SETTINGS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "io/json.h"
+
+enum learn_mode { LEARN_JOINT, LEARN_TILE, LEARN_MASKLLM, LEARN_MODES };
+extern const char *const learn_mode_name[LEARN_MODES];
+
+/* How the density is kept at its target: by a shift of the tile logits that is solved for in every
+ * step (tiles.h), or by the paper's loss term l1 * |density - rho|. */
+enum learn_density { DENSITY_HELD, DENSITY_SOFT, DENSITY_RULES };
+/* Gumbel noise: one sample a step, one for each micro-batch, or none. */
+enum learn_noise { NOISE_STEP, NOISE_MICRO, NOISE_NONE, NOISE_RULES };
+/* -l2 * (1 - step / steps) * R. R: sum ||M W||^2 / sum ||W||^2 (paper), sum ||M W|| / sum ||W||
+ * (reference code; no denominator in maskllm mode), or sum ||M W||^2, not annealed (MaskLLM). */
+enum learn_regularizer {
+  REGULARIZER_NONE,
+  REGULARIZER_PAPER,
+  REGULARIZER_REFERENCE,
+  REGULARIZER_MASKLLM,
+  REGULARIZERS
+};
+/* Which tiles the prior holds dense: the best of each linear (the paper), or of the whole model
+ * (of each block with per_block). Each gets +1 or -1, or a normal score by its rank. */
+enum learn_tile_prior { TILE_PRIOR_LINEAR, TILE_PRIOR_GLOBAL, TILE_PRIOR_RANK, TILE_PRIORS };
+
+extern const char *const learn_density_name[DENSITY_RULES];
+extern const char *const learn_noise_name[NOISE_RULES];
+extern const char *const learn_regularizer_name[REGULARIZERS];
+extern const char *const learn_tile_prior_name[TILE_PRIORS];
+
+/* The two numbers of the relaxation, linear in the step. */
+struct learn_anneal {
+  double kappa_first, kappa_last;
+  double tau_first, tau_last;
+};
+
+struct learn_settings {
+  enum learn_mode mode;
+  double sparsity; /* 0 to 0.5; the target density is 1 - sparsity */
+  int64_t tile_rows, tile_cols;
+  bool per_block; /* every transformer block has the target density */
+  uint64_t seed;
+
+  int64_t tokens; /* the budget; what does not fill a step is left unused */
+  int64_t window; /* tokens of a sequence */
+  int64_t batch;  /* sequences of a step */
+  int64_t micro;  /* sequences at a time: a step is batch / micro forward and backward passes */
+  int64_t steps;  /* follows from the four above */
+  int64_t heldout_windows;
+  int64_t evaluations; /* times the held-out loss is measured, the one before learning aside */
+
+  int density, noise, regularizer, tile_prior; /* the enums above */
+
+  double lr_tile, lr_24;
+  int64_t warmup_steps;
+  double lr_floor; /* the cosine ends at this share of the rate */
+  double beta1, beta2, adam_eps, weight_decay, clip;
+  struct learn_anneal tile, two_four;
+  double l1, l2;
+
+  double init_std;
+  double prior_strength_tile, prior_strength_24;
+};
+
+/* All settings unset but the mode. */
+void learn_settings_unset(struct learn_settings *settings, enum learn_mode mode);
+
+/* Fills what is unset and checks the whole; STATUS_USAGE names the option at fault. `context` is
+ * the model's context length. */
+enum status learn_settings_resolve(struct learn_settings *settings, int64_t context,
+                                   struct error *err);
+
+/* As one flat JSON object, new reference: what config.json and the record's first line hold, and
+ * what --resume compares. */
+json_t *learn_settings_to_json(const struct learn_settings *settings);
+
+static inline bool learn_uses_tiles(const struct learn_settings *s) {
+  return s->mode != LEARN_MASKLLM;
+}
+static inline bool learn_uses_groups(const struct learn_settings *s) {
+  return s->mode != LEARN_TILE;
+}
+
+#endif

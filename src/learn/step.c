@@ -1,0 +1,225 @@
+/* One optimizer step: the tap that gives the model soft masks and takes gradients, micro-batches,
+ * clipping, AdamW. */
+#include <math.h>
+#include <string.h>
+
+#include "kernel/ops.h"
+#include "learn/learner.h"
+
+/* --- the tap --- */
+
+/* The soft mask of a linear in the current sample. */
+static struct mask_source site_source(const struct learner *l, const struct learn_site *s) {
+  const struct learn_settings *set = &l->settings;
+  return (struct mask_source){
+      .rows = s->mask.rows,
+      .cols = s->mask.cols,
+      .tile_rows = s->mask.tile_rows,
+      .tile_cols = s->mask.tile_cols,
+      .logits = learn_uses_groups(set) ? s->groups.logit : NULL,
+      .codes = learn_uses_groups(set) ? NULL : s->mask.codes,
+      .tile_soft = learn_uses_tiles(set) ? l->tiles.soft + s->first_tile : NULL,
+      .kappa = (float)l->relax_24.kappa,
+      .tau = (float)l->relax_24.tau,
+      .noise = l->noise,
+      .key = {(uint32_t)set->seed, (uint32_t)(set->seed >> 32)},
+      .tensor = (uint32_t)s->site->index,
+      .draw = l->draw,
+  };
+}
+
+/* W * M of the current sample in l->masked. The first linear of the backward pass is the last of
+ * the forward pass, so it is often there already. */
+static void form_masked(struct learner *l, const struct learn_site *s) {
+  if (l->formed == s->site->index) return;
+  const struct mask_source source = site_source(l, s);
+  l->formed_squares = mask_sample(&source, s->site->weight.dense, l->masked);
+  l->formed = s->site->index;
+}
+
+static struct learn_site *learned_site(struct learner *l, const struct linear_site *site) {
+  int index = l->site_of[site->index];
+  return index < 0 ? NULL : &l->sites[index];
+}
+
+static const struct linear_weight *soft_weight(void *ctx, const struct linear_site *site,
+                                               enum tap_pass pass) {
+  struct learner *l = ctx;
+  const struct learn_site *s = learned_site(l, site);
+  if (!s) return NULL;
+  form_masked(l, s);
+  l->masked_weight.dense = (struct matrix_view){l->masked, DTYPE_F32, s->mask.rows, s->mask.cols};
+  return &l->masked_weight;
+}
+
+/* Every R depends on a linear through the sum of its (w M)^2: twice the derivative of -weight * R
+ * by that sum, which is what (w M) is multiplied with in the gradient. Adds this linear's part of R
+ * to the step's value. */
+static float regularizer_slope(struct learner *l, const struct learn_site *s) {
+  const double weight = l->regularizer_weight, kept = l->formed_squares, norm = sqrt(kept);
+  const double share = (double)l->settings.micro / (double)l->settings.batch;
+  const double norms = learn_uses_tiles(&l->settings) ? l->weight_norms : 1;
+  switch (l->settings.regularizer) {
+    case REGULARIZER_PAPER:
+      l->regularizer_value += share * kept / l->weight_squares;
+      return (float)(-weight * 2 / l->weight_squares);
+    case REGULARIZER_REFERENCE:
+      l->regularizer_value += share * norm / norms;
+      return norm > 0 ? (float)(-weight / (norm * norms)) : 0;
+    default:
+      l->regularizer_value += share * kept;
+      return (float)(-weight * 2);
+  }
+}
+
+static void take_gradient(void *ctx, const struct linear_site *site, const float *x,
+                          const float *dy, int64_t tokens) {
+  struct learner *l = ctx;
+  struct learn_site *s = learned_site(l, site);
+  if (!s) return;
+  float slope = 0;
+  if (l->regularizer_weight != 0) {
+    form_masked(l, s);
+    slope = regularizer_slope(l, s);
+  }
+  linear_backward_weight(dy, x, tokens, s->mask.rows, s->mask.cols, l->gradient, false);
+  const struct mask_source source = site_source(l, s);
+  double *soft_gradient =
+      learn_uses_tiles(&l->settings) ? l->tiles.soft_gradient + s->first_tile : NULL;
+  mask_backward(&source, site->weight.dense, l->gradient, slope, true, s->groups.gradient,
+                soft_gradient);
+}
+
+/* --- micro-batches --- */
+
+static void draw_sample(struct learner *l, int64_t micro) {
+  const struct learn_settings *s = &l->settings;
+  const int64_t micros = s->batch / s->micro;
+  const uint64_t sample = (uint64_t)(s->noise == NOISE_STEP ? l->step : l->step * micros + micro);
+  l->noise = s->noise != NOISE_NONE;
+  l->draw = (uint32_t)sample; /* settings keep it below 2^32 */
+  l->formed = -1;
+  if (!learn_uses_tiles(s)) return;
+  if (s->noise == NOISE_NONE)
+    tiles_clear_noise(&l->tiles);
+  else
+    tiles_draw_noise(&l->tiles, s->seed, sample);
+  tiles_relax(&l->tiles, l->relax_tile, (enum learn_density)s->density);
+}
+
+static void gather_ids(struct learner *l, const struct windows *windows, const int64_t *train,
+                       int64_t train_count, int64_t micro) {
+  const struct learn_settings *s = &l->settings;
+  for (int64_t i = 0; i < s->micro; i++) {
+    uint64_t draw = (uint64_t)(l->step * s->batch + micro * s->micro + i);
+    int64_t window = train[windows_draw(train_count, s->seed, draw)];
+    memcpy(l->ids + i * s->window, windows_at(windows, window), (size_t)s->window * sizeof *l->ids);
+  }
+}
+
+static enum status run_micros(struct learner *l, const struct windows *windows,
+                              const int64_t *train, int64_t train_count, double *nll_sum,
+                              struct error *err) {
+  const struct learn_settings *s = &l->settings;
+  const struct tap tap = {.ctx = l, .weight = soft_weight, .gradient = take_gradient};
+  const struct model_shape shape = {s->micro, s->window};
+  const int64_t micros = s->batch / s->micro;
+  const double scale = 1 / (double)(s->batch * (s->window - 1));
+  *nll_sum = 0;
+  for (int64_t m = 0; m < micros; m++) {
+    double nll;
+    draw_sample(l, m);
+    gather_ids(l, windows, train, train_count, m);
+    enum status status = model_train(l->model, l->ids, shape, scale, &tap, l->workspace, &nll, err);
+    if (status != STATUS_OK) return status;
+    *nll_sum += nll;
+    if (learn_uses_tiles(s))
+      tiles_backward(&l->tiles, (enum learn_density)s->density, s->l1 / (double)micros);
+  }
+  return STATUS_OK;
+}
+
+/* --- the update --- */
+
+static double gradient_norm(const struct learner *l) {
+  double squares =
+      learn_uses_tiles(&l->settings) ? sum_squares(l->tiles.gradient, l->tiles.count) : 0;
+  if (learn_uses_groups(&l->settings))
+    for (int i = 0; i < l->site_count; i++)
+      squares += mask_gradient_squares(l->sites[i].groups.gradient, l->sites[i].mask.rows,
+                                       l->sites[i].mask.cols);
+  return sqrt(squares);
+}
+
+static void clear_gradients(struct learner *l) {
+  if (learn_uses_tiles(&l->settings))
+    memset(l->tiles.gradient, 0, (size_t)l->tiles.count * sizeof(float));
+  if (!learn_uses_groups(&l->settings)) return;
+  for (int i = 0; i < l->site_count; i++) {
+    const struct group_logits *g = &l->sites[i].groups;
+    memset(g->gradient, 0, (size_t)mask_logit_count(g->rows, g->cols) * sizeof(float));
+  }
+}
+
+static void update(struct learner *l, double rate, double norm) {
+  const struct learn_settings *s = &l->settings;
+  struct mask_adamw a = {.rate = (float)(s->lr_tile * rate),
+                         .beta1 = (float)s->beta1,
+                         .beta2 = (float)s->beta2,
+                         .epsilon = (float)s->adam_eps,
+                         .weight_decay = (float)s->weight_decay,
+                         .gradient_scale = norm > s->clip ? (float)(s->clip / norm) : 1,
+                         .step = l->step + 1};
+  struct tile_logits *t = &l->tiles;
+  if (learn_uses_tiles(s)) adamw_step(&a, t->count, t->gradient, t->logit, t->moment1, t->moment2);
+  if (!learn_uses_groups(s)) return;
+  a.rate = (float)(s->lr_24 * rate);
+  for (int i = 0; i < l->site_count; i++) {
+    struct group_logits *g = &l->sites[i].groups;
+    mask_adamw_step(&a, g->rows, g->cols, g->gradient, g->logit, g->moment1, g->moment2);
+  }
+}
+
+static enum status diverged(const struct learner *l, const char *what, double value,
+                            struct error *err) {
+  return error_set(
+      err, STATUS_FAILED,
+      "the %s became %g in step %lld: lower --lr (now %g for tiles, %g for 2:4 logits) "
+      "or --clip, or look for damaged weights in %s; the last checkpoint is kept",
+      what, value, (long long)l->step + 1, l->settings.lr_tile, l->settings.lr_24,
+      model_path(l->model));
+}
+
+enum status learner_gradient(struct learner *l, const struct windows *windows, const int64_t *train,
+                             int64_t train_count, struct step_result *result, struct error *err) {
+  const struct learn_settings *s = &l->settings;
+  double nll_sum;
+  l->relax_tile = schedule_relaxation(&s->tile, l->step, s->steps);
+  l->relax_24 = schedule_relaxation(&s->two_four, l->step, s->steps);
+  l->regularizer_weight = schedule_regularizer(s, l->step) * (double)s->micro / (double)s->batch;
+  l->regularizer_value = 0;
+  clear_gradients(l);
+  enum status status = run_micros(l, windows, train, train_count, &nll_sum, err);
+  if (status != STATUS_OK) return status;
+  *result = (struct step_result){
+      .loss = nll_sum / (double)(s->batch * (s->window - 1)),
+      .regularizer = l->regularizer_value,
+      .density_soft = learn_uses_tiles(s) ? tiles_density(&l->tiles) : 0.5,
+      .gradient_norm = gradient_norm(l),
+      .learning_rate = schedule_rate(s, l->step),
+  };
+  if (!isfinite(result->loss)) return diverged(l, "loss", result->loss, err);
+  if (!isfinite(result->gradient_norm))
+    return diverged(l, "gradient's norm", result->gradient_norm, err);
+  return STATUS_OK;
+}
+
+enum status learner_step(struct learner *l, const struct windows *windows, const int64_t *train,
+                         int64_t train_count, struct step_result *result, struct error *err) {
+  enum status status = learner_gradient(l, windows, train, train_count, result, err);
+  if (status != STATUS_OK) return status;
+  update(l, result->learning_rate, result->gradient_norm);
+  result->flips_24 = learner_harden_groups(l);
+  l->step++;
+  return STATUS_OK;
+}

@@ -1,0 +1,235 @@
+/* The whole mask path on a tiny model: from a logit through W * M and the model to the loss and
+ * back, against finite differences; and that following the gradient makes the loss smaller. */
+#include <math.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/parallel.h"
+#include "learn/learner.h"
+#include "support/support.h"
+
+static struct error err;
+enum { TOKENS = 512, WINDOW = 16 };
+
+/* A corpus without text: the model's own ids, in a pattern that can be learned. */
+static struct corpus corpus;
+static struct windows windows;
+static int64_t train[TOKENS / WINDOW];
+static struct model *model;
+
+static int open_all(void **state) {
+  if (model_open(&model, golden("models/llama"), &err) != STATUS_OK) return -1;
+  int64_t vocab = model_config(model)->vocab_size;
+  corpus.ids.items = malloc(TOKENS * sizeof(int32_t));
+  corpus.ids.count = TOKENS;
+  for (int i = 0; i < TOKENS; i++) corpus.ids.items[i] = (int32_t)((i * i + 3 * i) % vocab);
+  windows = (struct windows){&corpus, WINDOW, TOKENS / WINDOW, train};
+  static int64_t start[TOKENS / WINDOW];
+  for (int i = 0; i < TOKENS / WINDOW; i++) {
+    start[i] = i * WINDOW;
+    train[i] = i;
+  }
+  windows.start = start;
+  return 0;
+}
+
+static int close_all(void **state) {
+  free(corpus.ids.items);
+  model_close(model);
+  return 0;
+}
+
+static struct learn_settings tiny_settings(enum learn_mode mode) {
+  struct learn_settings s;
+  learn_settings_unset(&s, mode);
+  s.sparsity = mode == LEARN_MASKLLM ? 0.5 : 0.35;
+  s.tokens = 64 * WINDOW;
+  s.window = WINDOW;
+  s.batch = 4;
+  s.micro = 2;
+  s.tile_rows = s.tile_cols = 8;
+  s.regularizer = REGULARIZER_PAPER;
+  s.l2 = 3;
+  must(learn_settings_resolve(&s, WINDOW, &err), err);
+  return s;
+}
+
+static size_t logit_count(const struct group_logits *g) {
+  return (size_t)mask_logit_count(g->rows, g->cols);
+}
+
+static void fill_groups(struct group_logits *g, uint64_t seed) {
+  float logits[SPARSE_CANDIDATES];
+  for (int64_t row = 0; row < g->rows; row++)
+    for (int64_t i = 0; i < mask_row_groups(g->cols); i++) {
+      fill_normal(logits, SPARSE_CANDIDATES, seed * 1000003 + (uint64_t)(row * 1000 + i), 0.01f);
+      groups_set(g, row, i, logits);
+    }
+}
+
+/* A learner with random logits and, for tile mode, random frozen codes. */
+static void make_learner(struct learner *l, const struct learn_settings *s) {
+  bool *skip = mem_alloc((size_t)model_site_count(model), sizeof *skip, &err);
+  must(learner_init(l, model, s, skip, &err), err);
+  mem_free(skip);
+  if (learn_uses_tiles(s)) fill_normal(l->tiles.logit, (size_t)l->tiles.count, 1, 0.01f);
+  for (int i = 0; i < l->site_count; i++) {
+    struct learn_site *site = &l->sites[i];
+    if (learn_uses_groups(s)) fill_groups(&site->groups, (uint64_t)i + 10);
+    for (int64_t r = 0; r < site->mask.rows; r++)
+      for (int64_t g = 0; g < mask_group_count(&site->mask); g++)
+        mask_set_code(&site->mask, r, g, sparse_candidate_code[(r * 7 + g * 5 + i) % 6]);
+  }
+}
+
+/* The step's whole objective, from its own report. */
+static double objective(struct learner *l) {
+  struct step_result r;
+  must(learner_gradient(l, &windows, train, TOKENS / WINDOW, &r, &err), err);
+  double total = r.loss - schedule_regularizer(&l->settings, l->step) * r.regularizer;
+  if (l->settings.density == DENSITY_SOFT && learn_uses_tiles(&l->settings))
+    total += l->settings.l1 * tiles_density_error(&l->tiles);
+  return total;
+}
+
+/* The derivative along `direction` (count) of the logits at `p`, by differences of two sizes. */
+static void check_direction(struct learner *l, float *p, const float *gradient,
+                            const float *direction, int64_t count, double step) {
+  float *kept = mem_alloc((size_t)count, sizeof *kept, &err);
+  memcpy(kept, p, (size_t)count * sizeof *kept);
+  double analytic = 0, high, low;
+  for (int64_t i = 0; i < count; i++) analytic += (double)gradient[i] * direction[i];
+  for (int64_t i = 0; i < count; i++) p[i] = kept[i] + (float)step * direction[i];
+  high = objective(l);
+  for (int64_t i = 0; i < count; i++) p[i] = kept[i] - (float)step * direction[i];
+  low = objective(l);
+  memcpy(p, kept, (size_t)count * sizeof *kept);
+  double numeric = (high - low) / (2 * step);
+  if (fabs(numeric - analytic) > 0.02 * fabs(numeric) + 1e-4)
+    fail_msg("derivative %g, by differences %g", analytic, numeric);
+  assert_true(fabs(numeric) > 1e-3); /* else nothing was tested */
+  mem_free(kept);
+}
+
+/* Along the gradient itself, normalised: a large number, well above rounding. */
+static void check_along_gradient(struct learner *l, float *p, const float *at, int64_t count,
+                                 double step) {
+  float *gradient = mem_alloc((size_t)count, sizeof *gradient, &err);
+  float *direction = mem_alloc((size_t)count, sizeof *direction, &err);
+  double squares = 0;
+  objective(l);
+  memcpy(gradient, at, (size_t)count * sizeof *gradient);
+  for (int64_t i = 0; i < count; i++) squares += (double)gradient[i] * gradient[i];
+  for (int64_t i = 0; i < count; i++) direction[i] = (float)(gradient[i] / sqrt(squares));
+  check_direction(l, p, gradient, direction, count, step);
+  mem_free(gradient);
+  mem_free(direction);
+}
+
+static void whole_path_matches_differences(void **state) {
+  for (int mode = 0; mode < LEARN_MODES; mode++)
+    for (int rule = 0; rule < DENSITY_RULES; rule++)
+      for (int noise = 0; noise < NOISE_RULES; noise++) {
+        struct learn_settings s = tiny_settings((enum learn_mode)mode);
+        s.density = rule;
+        s.noise = noise;
+        s.regularizer = 1 + (mode + rule + noise) % 3;
+        if (s.regularizer == REGULARIZER_MASKLLM) s.l2 = 1e-3;
+        struct learner l;
+        make_learner(&l, &s);
+        if (learn_uses_tiles(&s))
+          check_along_gradient(&l, l.tiles.logit, l.tiles.gradient, l.tiles.count, 4e-3);
+        if (learn_uses_groups(&s))
+          for (int i = 0; i < l.site_count; i += 5) {
+            struct group_logits *g = &l.sites[i].groups;
+            check_along_gradient(&l, g->logit, g->gradient, (int64_t)logit_count(g), 2e-2);
+          }
+        learner_free(&l);
+        if (mode == LEARN_MASKLLM && rule == 0 && noise == NOISE_RULES - 1) break;
+      }
+}
+
+/* Fails when the mask gradient has the wrong sign: the loss would go up. */
+static void learning_lowers_the_loss(void **state) {
+  for (int mode = 0; mode < LEARN_MODES; mode++) {
+    struct learn_settings s = tiny_settings((enum learn_mode)mode);
+    s.tokens = 60 * 4 * WINDOW;
+    s.l2 = 0;
+    s.noise = NOISE_NONE;
+    s.lr_tile = s.lr_24 = 1e-2;
+    must(learn_settings_resolve(&s, WINDOW, &err), err);
+    struct learner l;
+    struct step_result r;
+    double before, after, density;
+    int64_t moved;
+    make_learner(&l, &s);
+    must(learner_harden(&l, true, &density, &moved, &err), err);
+    must(learner_loss(&l, &windows, train, TOKENS / WINDOW, false, &before, &err), err);
+    while (l.step < s.steps)
+      must(learner_step(&l, &windows, train, TOKENS / WINDOW, &r, &err), err);
+    must(learner_harden(&l, true, &density, &moved, &err), err);
+    must(learner_loss(&l, &windows, train, TOKENS / WINDOW, false, &after, &err), err);
+    printf("%s: %.4f -> %.4f\n", learn_mode_name[mode], before, after);
+    assert_true(after < before - 0.01);
+    learner_free(&l);
+  }
+}
+
+static void threads_do_not_show(void **state) {
+  struct learn_settings s = tiny_settings(LEARN_JOINT);
+  struct learner l[2];
+  for (int i = 0; i < 2; i++) {
+    parallel_set_threads(i ? 3 : 1);
+    make_learner(&l[i], &s);
+    struct step_result r;
+    for (int k = 0; k < 3; k++)
+      must(learner_step(&l[i], &windows, train, TOKENS / WINDOW, &r, &err), err);
+  }
+  assert_memory_equal(l[0].tiles.logit, l[1].tiles.logit, (size_t)l[0].tiles.count * sizeof(float));
+  for (int i = 0; i < l[0].site_count; i++) {
+    const struct group_logits *a = &l[0].sites[i].groups, *b = &l[1].sites[i].groups;
+    assert_memory_equal(a->logit, b->logit, logit_count(a) * sizeof(float));
+  }
+  learner_free(&l[0]);
+  learner_free(&l[1]);
+  parallel_set_threads(0);
+}
+
+static void every_step_has_the_density(void **state) {
+  for (int per_block = 0; per_block < 2; per_block++) {
+    struct learn_settings s = tiny_settings(LEARN_TILE);
+    s.per_block = per_block;
+    struct learner l;
+    struct step_result r;
+    make_learner(&l, &s);
+    for (int k = 0; k < 8; k++) {
+      must(learner_step(&l, &windows, train, TOKENS / WINDOW, &r, &err), err);
+      assert_true(fabs(r.density_soft - 0.65) < 1e-5);
+    }
+    learner_free(&l);
+  }
+}
+
+static void bad_numbers_stop_the_run(void **state) {
+  struct learn_settings s = tiny_settings(LEARN_JOINT);
+  struct learner l;
+  struct step_result r;
+  make_learner(&l, &s);
+  l.sites[0].groups.logit[3] = NAN;
+  float kept = l.tiles.logit[0];
+  assert_int_equal(learner_step(&l, &windows, train, TOKENS / WINDOW, &r, &err), STATUS_FAILED);
+  assert_non_null(strstr(err.text, "lower --lr"));
+  assert_true(l.step == 0 && l.tiles.logit[0] == kept);
+  learner_free(&l);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(whole_path_matches_differences),
+      cmocka_unit_test(learning_lowers_the_loss),
+      cmocka_unit_test(threads_do_not_show),
+      cmocka_unit_test(every_step_has_the_density),
+      cmocka_unit_test(bad_numbers_stop_the_run),
+  };
+  return cmocka_run_group_tests(tests, open_all, close_all);
+}
