@@ -120,15 +120,16 @@ static void finished_and_existing_runs(void **state) {
 
 static void interrupts_save(void **state) {
   const char *run = scratch_path("interrupted");
-  int status = -1;
+  int status = -1, said = 0;
   for (int i = 0; i < 40 && status != 0; i++) {
     char prefix[64];
     snprintf(prefix, sizeof prefix, "timeout -s INT %.2f", 0.1 + 0.1 * i);
     status = learn(prefix, "joint", run, "--resume");
     if (status && status != 124) fail_msg("status %d: %s", status, output);
-    if (status == 124) assert_non_null(strstr(output, "interrupted"));
+    said += strstr(output, "which is saved: --resume goes on") != NULL;
   }
   assert_int_equal(status, 0);
+  assert_true(said > 0);
   same_files(in("interrupted", "mask.safetensors"), in("whole-joint", "mask.safetensors"));
 }
 
@@ -155,8 +156,12 @@ static void damaged_checkpoints(void **state) {
   const char *current = in("damaged", "checkpoint.safetensors");
   const char *previous = in("damaged", "checkpoint.previous.safetensors");
   assert_true(file_exists(previous));
+  /* a kill between the two steps of keeping a checkpoint leaves one file under both names */
+  assert_int_equal(
+      run_command(NULL, 0, "cp %s %s.own && mv %s.own %s", previous, previous, previous, previous),
+      0);
   flip_bit(current, 40000); /* in a tensor's data: only a checksum sees it */
-  assert_int_equal(learn("", "joint", run, "--resume"), 0);
+  if (learn("", "joint", run, "--resume")) fail_msg("%s", output);
   if (!strstr(output, "is damaged")) fail_msg("%s", output);
   same_files(in("damaged", "mask.safetensors"), in("whole-joint", "mask.safetensors"));
   remove(in("damaged", "mask.safetensors"));
