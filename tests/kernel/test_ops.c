@@ -203,6 +203,39 @@ static void losses_survive_extremes(void **state) {
   for_each_isa(extreme_case);
 }
 
+/* Rows of several thousand: ties far apart go to the first, the last element counts, and what is
+ * not a number is never hidden. */
+static void long_row_case(void) {
+  enum { LONG = 5003 };
+  float row[LONG], same[LONG], d[LONG], nll, kl;
+  uint8_t agree;
+  fill_normal(row, LONG, 9, 2);
+  row[LONG - 1] = 20;
+  memcpy(same, row, sizeof row);
+  int32_t target = LONG - 1;
+  cross_entropy(row, &target, 1, LONG, 1, &nll, d);
+  assert_near("long nll", nll, -log_softmax_at(row, LONG, LONG - 1), 1e-6);
+  double sum = 0;
+  for (int i = 0; i < LONG; i++) sum += d[i];
+  assert_near("sum of dlogits", sum, 0, 1e-6);
+  same[1500] = 20; /* a tie, earlier: the two models no longer agree */
+  softmax_kl(row, same, 1, LONG, &kl, &agree);
+  assert_false(agree);
+  row[1500] = 20;
+  row[3000] = 20;
+  softmax_kl(row, same, 1, LONG, &kl, &agree);
+  assert_true(agree);
+  row[777] = NAN;
+  cross_entropy(row, &target, 1, LONG, 1, &nll, d);
+  assert_true(isnan(nll) && isnan(d[0]));
+  softmax_kl(same, row, 1, LONG, &kl, &agree);
+  assert_true(isnan(kl));
+}
+static void long_rows_and_what_is_not_a_number(void **state) {
+  (void)state;
+  for_each_isa(long_row_case);
+}
+
 static void sum_cases(void) {
   static float x[100003], y[100003];
   fill_normal(x, 100003, 1, 1);
@@ -266,10 +299,14 @@ static void cholesky_of_the_inverse(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(rmsnorm_is_right),        cmocka_unit_test(rope_rotates_and_back),
-      cmocka_unit_test(gated_units_are_right),   cmocka_unit_test(losses_are_right),
-      cmocka_unit_test(losses_survive_extremes), cmocka_unit_test(sums_are_exact_enough),
+      cmocka_unit_test(rmsnorm_is_right),
+      cmocka_unit_test(rope_rotates_and_back),
+      cmocka_unit_test(gated_units_are_right),
+      cmocka_unit_test(losses_are_right),
+      cmocka_unit_test(losses_survive_extremes),
+      cmocka_unit_test(sums_are_exact_enough),
       cmocka_unit_test(cholesky_of_the_inverse),
+      cmocka_unit_test(long_rows_and_what_is_not_a_number),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

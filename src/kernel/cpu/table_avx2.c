@@ -2,5 +2,8 @@
 #if defined(__x86_64__)
 #include "kernel/cpu/tables.h"
 
-void kernel_table_fill_avx2(struct kernel_table *table) { product_fill_avx2(table); }
+void kernel_table_fill_avx2(struct kernel_table *table) {
+  product_fill_avx2(table);
+  rows_fill_avx2(table);
+}
 #endif

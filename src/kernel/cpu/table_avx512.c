@@ -2,5 +2,8 @@
 #if defined(__x86_64__)
 #include "kernel/cpu/tables.h"
 
-void kernel_table_fill_avx512(struct kernel_table *table) { product_fill_avx512(table); }
+void kernel_table_fill_avx512(struct kernel_table *table) {
+  product_fill_avx512(table);
+  rows_fill_avx512(table);
+}
 #endif

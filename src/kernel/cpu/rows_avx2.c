@@ -1,0 +1,11 @@
+/* The row-wise kernels for avx2. */
+#if defined(__x86_64__)
+#include "kernel/cpu/tables.h"
+#include "kernel/cpu/vec_avx2.h"
+#include "kernel/cpu/vec_math.h"
+
+/* needs the vocabulary above */
+#include "kernel/cpu/rows_body.h"
+
+void rows_fill_avx2(struct kernel_table *table) { fill_rows(table); }
+#endif
