@@ -1,5 +1,8 @@
 /* What stands beside a tokenizer in a Hugging Face directory: which tokens are BOS and EOS and
- * whether they are added, which end a turn, and the chat template. Every file is optional. */
+ * whether they are added, which end a turn, and the chat template. Every file is optional.
+ *
+ * Whether BOS is added beside a tokenizer.json is said by its own post-processor, as transformers
+ * reads it since version 5: there add_bos_token counts only beside a tokenizer.model. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -137,11 +140,13 @@ static enum status read_config(struct tokenizer *t, const char *directory, struc
   json_t *config;
   enum status status = read_optional(directory, "tokenizer_config.json", &config, err);
   if (status == STATUS_OK && config) {
-    bool wanted;
-    if (t->source != SOURCE_JSON) status = read_added_decoder(t, config, err);
+    bool wanted, whole = t->source == SOURCE_JSON; /* which lists its tokens and its frame itself */
+    if (!whole) status = read_added_decoder(t, config, err);
     read_token_names(t, config);
-    if (json_get_bool(config, "add_bos_token", &wanted, NULL)) tokenizer_want_bos(t, wanted);
-    if (json_get_bool(config, "add_eos_token", &wanted, NULL)) tokenizer_want_eos(t, wanted);
+    if (!whole && json_get_bool(config, "add_bos_token", &wanted, NULL))
+      tokenizer_want_bos(t, wanted);
+    if (!whole && json_get_bool(config, "add_eos_token", &wanted, NULL))
+      tokenizer_want_eos(t, wanted);
     if (status == STATUS_OK)
       status = read_template(t, json_object_get(config, "chat_template"), err);
   }

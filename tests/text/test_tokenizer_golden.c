@@ -360,7 +360,7 @@ static void test_bos_and_eos_settings(void **state) {
                        "{\"bos_token\": \"<s>\", \"eos_token\": \"</s>\", \"add_bos_token\": false,"
                        " \"add_eos_token\": false}",
                        NULL),
-             false, false);
+             true, true); /* its post-processor decides */
 }
 
 static void test_end_ids(void **state) {
