@@ -20,7 +20,7 @@ static void measured_on(struct strbuf *out, const json_t *rows) {
   for (size_t i = 0; i < json_array_size(rows); i++) {
     const json_t *row = json_array_get(rows, i);
     double predictions = report_number(row, "predictions"), window = report_number(row, "window");
-    if (isnan(predictions) || isnan(window)) continue;
+    if (!(predictions > 0 && predictions < 1e15) || isnan(window)) continue;
     char count[32];
     format_integer(count, llround(predictions));
     strbuf_printf(out,

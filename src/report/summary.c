@@ -97,15 +97,20 @@ void summary_run_sentences(struct strbuf *out, const struct report_run *run) {
 /* --- the table --- */
 
 struct column {
-  const char *title, *key;
+  const char *title, *brief; /* for pages, and for terminals of 80 columns */
+  const char *key;
   enum { CELL_FIGURE, CELL_PERCENT, CELL_SHARE, CELL_COUNT, CELL_BYTES, CELL_TIME } kind;
 };
 
 static const struct column columns[] = {
-    {"density", "density", CELL_PERCENT},           {"perplexity", "perplexity", CELL_FIGURE},
-    {"\xc2\xb1", "perplexity_stderr", CELL_FIGURE}, {"KL to dense", "kl", CELL_FIGURE},
-    {"same top-1", "top1_agreement", CELL_SHARE},   {"learned from", "learning_tokens", CELL_COUNT},
-    {"made in", "seconds_to_make", CELL_TIME},      {"on disk", "disk_bytes", CELL_BYTES},
+    {"density", "density", "density", CELL_PERCENT},
+    {"perplexity", "perplexity", "perplexity", CELL_FIGURE},
+    {"\xc2\xb1", "\xc2\xb1", "perplexity_stderr", CELL_FIGURE},
+    {"KL to dense", "KL", "kl", CELL_FIGURE},
+    {"same top-1", "top-1", "top1_agreement", CELL_SHARE},
+    {"learned from", "tokens", "learning_tokens", CELL_COUNT},
+    {"made in", "made in", "seconds_to_make", CELL_TIME},
+    {"on disk", "on disk", "disk_bytes", CELL_BYTES},
 };
 enum { COLUMNS = sizeof columns / sizeof *columns };
 
@@ -132,7 +137,10 @@ static void put_cell(struct table *table, const struct column *column, double va
       snprintf(text, sizeof text, "%.1f %%", 100 * value);
       break;
     case CELL_COUNT:
-      format_integer(text, llround(value));
+      if (fabs(value) < 1e15)
+        format_integer(text, llround(value));
+      else
+        format_figure(text, value);
       break;
     case CELL_BYTES:
       format_bytes(text, value);
@@ -144,16 +152,16 @@ static void put_cell(struct table *table, const struct column *column, double va
   table_cell(table, "%s", text);
 }
 
-void summary_table(struct table *table, const json_t *rows, bool notes) {
+void summary_table(struct table *table, const json_t *rows, bool pages) {
   bool shown[COLUMNS];
   table_column(table, "model", TABLE_LEFT);
   for (int c = 0; c < COLUMNS; c++) {
     shown[c] = any_row_has(rows, columns[c].key);
-    if (shown[c]) table_column(table, columns[c].title, TABLE_RIGHT);
+    if (shown[c]) table_column(table, pages ? columns[c].title : columns[c].brief, TABLE_RIGHT);
   }
   for (size_t i = 0; i < json_array_size(rows); i++) {
     const json_t *row = json_array_get(rows, i);
-    const char *note = notes ? json_get_string(row, "note") : NULL;
+    const char *note = pages ? json_get_string(row, "note") : NULL;
     table_cell(table, "%s%s%s", name_of(row), note ? "\n" : "", note ? note : "");
     for (int c = 0; c < COLUMNS; c++)
       if (shown[c]) put_cell(table, &columns[c], report_number(row, columns[c].key));

@@ -25,9 +25,9 @@ void summary_run_sentences(struct strbuf *out, const struct report_run *run);
 /* True for rows that a learning run made. */
 bool row_is_learned(const json_t *row);
 
-/* The rows as a table; columns that no row fills are left out. With `notes`, each row's "note"
- * stands behind a line feed in its first cell (page.h shows it small). */
-void summary_table(struct table *table, const json_t *rows, bool notes);
+/* The rows as a table; columns that no row fills are left out. For pages: with longer titles, and
+ * with each row's "note" behind a line feed in its first cell (page.h shows it small). */
+void summary_table(struct table *table, const json_t *rows, bool pages);
 
 /* "35.2", "1,115", "0.0612": as many digits as a figure of this size deserves. "-" for NAN. */
 void format_figure(char out[32], double value);

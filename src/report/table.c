@@ -142,7 +142,9 @@ void table_render(const struct table *t, int width, bool styled, struct strbuf *
 
 void format_integer(char out[32], long long value) {
   char digits[24];
-  snprintf(digits, sizeof digits, "%lld", value < 0 ? -value : value);
+  unsigned long long size =
+      value < 0 ? 0ull - (unsigned long long)value : (unsigned long long)value;
+  snprintf(digits, sizeof digits, "%llu", size);
   size_t n = strlen(digits), used = 0;
   if (value < 0) out[used++] = '-';
   for (size_t i = 0; i < n; i++) {

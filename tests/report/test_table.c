@@ -58,6 +58,8 @@ static void formats(void **state) {
   char text[32];
   format_integer(text, 1234567);
   assert_string_equal(text, "1,234,567");
+  format_integer(text, INT64_MIN);
+  assert_string_equal(text, "-9,223,372,036,854,775,808");
   format_integer(text, -999);
   assert_string_equal(text, "-999");
   format_integer(text, 0);
