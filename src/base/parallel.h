@@ -17,7 +17,8 @@ int parallel_threads(void);
 
 /* Calls fn(ctx, item, worker) once for each item in [0, items); `worker` is in
  * [0, parallel_threads()) and is never used by two running items at a time, so it can index
- * scratch memory. Returns when all are done. Nested calls run on the calling thread. */
+ * scratch memory of the call. Returns when all are done. Nested calls run on the calling thread,
+ * and so do calls from other threads while the pool is at work. */
 void parallel_for(int64_t items, void (*fn)(void *ctx, int64_t item, int worker), void *ctx);
 
 #endif

@@ -1,4 +1,10 @@
 /* base: Philox against Random123's known answers, the pool, allocation limits. */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "base/mem.h"
 #include "base/parallel.h"
 #include "base/rng.h"
@@ -42,6 +48,43 @@ static void pool_runs_each_item_once(void **state) {
   for (int i = 0; i < 5000; i++) assert_int_equal(hits[i], 250);
 }
 
+/* Calls within calls, and calls from several threads at once, run every item too. */
+static void nested_item(void *ctx, int64_t item, int worker) {
+  (void)worker;
+  parallel_for(100, count_item, (int *)ctx + 100 * item);
+}
+static void *call_often(void *hits) {
+  for (int round = 0; round < 200; round++) parallel_for(20, nested_item, hits);
+  return NULL;
+}
+static void pool_is_shared(void **state) {
+  (void)state;
+  static int hits[3][2000];
+  pthread_t threads[3];
+  parallel_set_threads(3);
+  for (int i = 0; i < 3; i++)
+    assert_int_equal(pthread_create(&threads[i], NULL, call_often, hits[i]), 0);
+  for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
+  for (int i = 0; i < 3 * 2000; i++) assert_int_equal(hits[i / 2000][i % 2000], 200);
+}
+
+/* A forked child has no workers, and must neither wait for them nor join them. */
+static void pool_survives_fork(void **state) {
+  (void)state;
+  static int hits[1000];
+  parallel_set_threads(3);
+  parallel_for(1000, count_item, hits);
+  fflush(NULL);
+  pid_t child = fork();
+  if (child == 0) {
+    parallel_for(1000, count_item, hits);
+    exit(hits[0] == 2 && hits[999] == 2 ? 0 : 1);
+  }
+  int status = -1;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 static void allocation_checks_overflow(void **state) {
   (void)state;
   struct error err = {0};
@@ -55,10 +98,9 @@ static void allocation_checks_overflow(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(philox_known_answers),
-      cmocka_unit_test(uniforms_stay_open),
-      cmocka_unit_test(pool_runs_each_item_once),
-      cmocka_unit_test(allocation_checks_overflow),
+      cmocka_unit_test(philox_known_answers),     cmocka_unit_test(uniforms_stay_open),
+      cmocka_unit_test(pool_runs_each_item_once), cmocka_unit_test(pool_is_shared),
+      cmocka_unit_test(pool_survives_fork),       cmocka_unit_test(allocation_checks_overflow),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
