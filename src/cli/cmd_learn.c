@@ -177,15 +177,7 @@ static json_t *report_json(const struct learn_report *r) {
                         r->plan.heldout_seconds, "gflops", r->plan.gflops);
   INVARIANT(o);
   if (r->dry_run || r->finished_before) return o;
-  json_t *figures =
-      json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:f, s:f, s:f, s:I}", "steps",
-                (json_int_t)r->step, "best_step", (json_int_t)r->best_step, "dense_loss",
-                r->dense_loss, "prior_loss", r->prior_loss, "best_loss", r->best_loss, "last_loss",
-                r->last_loss, "last_loss_before", r->last_loss_before, "density", r->density,
-                "density_before", r->density_before, "moved_tiles", (json_int_t)r->moved_tiles,
-                "seconds", r->seconds, "prior_seconds", r->prior_seconds, "tokens_per_second",
-                r->tokens_per_second, "peak_bytes", (json_int_t)r->peak_bytes);
-  INVARIANT(figures);
+  json_t *figures = learn_report_figures(r);
   json_object_update(o, figures);
   json_decref(figures);
   return o;

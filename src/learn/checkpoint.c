@@ -111,19 +111,15 @@ struct number {
   double *real;
   int64_t *integer;
 };
-enum { NUMBERS = 9 };
+enum { NUMBERS = 10 };
 
 static void list_numbers(struct number out[NUMBERS], struct run_state *s, int64_t *step) {
   const struct number list[NUMBERS] = {
-      {"dense_loss", &s->dense_loss, NULL},
-      {"prior_loss", &s->prior_loss, NULL},
-      {"first_loss", &s->first_loss, NULL},
-      {"best_loss", &s->best_loss, NULL},
-      {"seconds", &s->seconds, NULL},
-      {"prior_seconds", &s->prior_seconds, NULL},
-      {"best_step", NULL, &s->best_step},
-      {"record_bytes", NULL, &s->record_bytes},
-      {"step", NULL, step},
+      {"dense_loss", &s->dense_loss, NULL}, {"prior_loss", &s->prior_loss, NULL},
+      {"first_loss", &s->first_loss, NULL}, {"best_loss", &s->best_loss, NULL},
+      {"seconds", &s->seconds, NULL},       {"prior_seconds", &s->prior_seconds, NULL},
+      {"best_step", NULL, &s->best_step},   {"record_bytes", NULL, &s->record_bytes},
+      {"last_loss", &s->last_loss, NULL},   {"step", NULL, step},
   };
   memcpy(out, list, sizeof list);
 }

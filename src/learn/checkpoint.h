@@ -14,6 +14,7 @@ struct run_state {
   double dense_loss; /* held-out, nats per token */
   double prior_loss; /* of the prior's hard mask */
   double first_loss; /* training loss of the first step */
+  double last_loss;  /* of the last mask that was measured */
   double best_loss;  /* of the best mask, and the step after which it was found */
   int64_t best_step; /* 0 = the prior */
   double seconds;    /* spent learning, over all processes */

@@ -7,6 +7,7 @@
 #ifndef TSR_LEARN_RUN_H
 #define TSR_LEARN_RUN_H
 
+#include "io/json.h"
 #include "learn/plan.h"
 #include "learn/prior.h"
 
@@ -40,5 +41,9 @@ struct learn_report {
  * are filled, and nothing is written. */
 enum status learn_run(const struct learn_request *request, struct learn_report *report,
                       struct error *err);
+
+/* The report's figures as one JSON object, new reference: what the record's last line and --json
+ * hold. */
+json_t *learn_report_figures(const struct learn_report *report);
 
 #endif

@@ -183,6 +183,12 @@ static void a_lock_keeps_two_writers_apart(void **state) {
   assert_int_equal(learn("", "tile", scratch_path("locked"), "--resume"), 0);
 }
 
+static void event_files_are_written_when_asked_for(void **state) {
+  assert_int_equal(learn("", "tile", scratch_path("events"), "--tfevents"), 0);
+  assert_int_equal(run_command(NULL, 0, "ls %s/*tfevents*", scratch_path("events")), 0);
+  assert_int_equal(run_command(NULL, 0, "ls %s/*tfevents*", scratch_path("finished")), 2);
+}
+
 static void wrong_usage(void **state) {
   const char *run = scratch_path("wrong");
   static const struct {
@@ -258,6 +264,7 @@ int main(void) {
       cmocka_unit_test(interrupts_save),
       cmocka_unit_test(damaged_checkpoints),
       cmocka_unit_test(a_lock_keeps_two_writers_apart),
+      cmocka_unit_test(event_files_are_written_when_asked_for),
       cmocka_unit_test(wrong_usage),
       cmocka_unit_test(nothing_is_written_by_a_dry_run),
       cmocka_unit_test(weights_that_are_no_numbers),
