@@ -311,10 +311,10 @@ static json_t *token_names(const struct tokenizer *t) {
   return names;
 }
 
-static enum status write_config(const struct tokenizer *t, const char *directory,
-                                struct error *err) {
+static enum status write_config(const struct tokenizer *t, const char *class_name,
+                                const char *directory, struct error *err) {
   json_t *config = token_names(t);
-  json_object_set_new(config, "tokenizer_class", json_string("PreTrainedTokenizerFast"));
+  json_object_set_new(config, "tokenizer_class", json_string(class_name));
   json_object_set_new(config, "clean_up_tokenization_spaces", json_false());
   json_object_set_new(config, "add_bos_token", json_boolean(t->head_count > 0));
   json_object_set_new(config, "add_eos_token", json_boolean(t->tail_count > 0));
@@ -332,13 +332,29 @@ static enum status write_generation(const struct tokenizer *t, const char *direc
   return write_json(directory, "generation_config.json", config, err);
 }
 
+/* A bare tokenizer.model: without a word on its class, transformers reads it as another kind. */
+static enum status explain_sentencepiece(const struct tokenizer *t, const char *directory,
+                                         struct error *err) {
+  char *path = path_join(directory, "tokenizer_config.json");
+  bool explained = file_exists(path);
+  free(path);
+  return explained ? STATUS_OK : write_config(t, "LlamaTokenizer", directory, err);
+}
+
+static enum status export_directory(const struct tokenizer *t, const char *directory,
+                                    struct error *err) {
+  enum status status = copy_directory(t, directory, err);
+  if (status != STATUS_OK || t->source != SOURCE_SENTENCEPIECE) return status;
+  return explain_sentencepiece(t, directory, err);
+}
+
 enum status tokenizer_export(const struct tokenizer *t, const char *directory, struct error *err) {
-  if (t->directory) return copy_directory(t, directory, err);
+  if (t->directory) return export_directory(t, directory, err);
   if (t->source != SOURCE_GGUF)
     return copy_file(t->path, directory,
                      t->source == SOURCE_JSON ? "tokenizer.json" : "tokenizer.model", err);
   enum status status = write_tokenizer(t, directory, err);
-  if (status == STATUS_OK) status = write_config(t, directory, err);
+  if (status == STATUS_OK) status = write_config(t, "PreTrainedTokenizerFast", directory, err);
   if (status == STATUS_OK)
     status = write_json(directory, "special_tokens_map.json", token_names(t), err);
   if (status == STATUS_OK) status = write_generation(t, directory, err);
