@@ -132,12 +132,14 @@ typedef struct tsr_learn_options {
   double sparsity;  /* 0 to 0.5 */
   const char *data; /* a text or .jsonl file */
   int64_t tokens;   /* the budget; everything else follows from it */
+  int64_t window;   /* tokens of a sequence; 0 = by the budget */
+  int64_t tile;     /* 0 = 128 */
   uint64_t seed;
   const char *prior; /* a mask file, or NULL: SparseGPT's is made first */
   int resume;        /* nonzero: go on with what is in run_path */
 } tsr_learn_options;
 /* Learns a mask into run_path/mask.safetensors, with checkpoints and a record beside it. */
-TSR_API tsr_status tsr_learn(tsr_model *model, const tsr_learn_options *options,
+TSR_API tsr_status tsr_learn(const char *model_path, const tsr_learn_options *options,
                              const char *run_path, tsr_error *err);
 
 /* ---- decoding, token by token ---- */

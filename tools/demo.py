@@ -112,7 +112,7 @@ class Demo:
             "learn", self.path("model.gguf"), "--mode", "joint", "--sparsity", str(SPARSITY),
             "--data", self.path("learn.jsonl"), "--tokens", str(STEP_TOKENS), "--window",
             str(WINDOW), "--out", self.path("probe"), "--dry-run", output=self.path("probe.json"))
-        rate = probe["tokens_per_s"]
+        rate = STEP_TOKENS / probe["plan"]["learn_seconds"]
         seconds = self.minutes * 60 / sum(1 for row in ROWS if row.mode)
         steps = max(4, int(rate * seconds / STEP_TOKENS))
         self.plan = {

@@ -1,6 +1,7 @@
 /* tessera.h: what makes masks and files. */
 #include "api/api.h"
 #include "convert/convert.h"
+#include "learn/run.h"
 #include "prune/prune.h"
 
 enum { TILE_DEFAULT = 128 };
@@ -51,4 +52,25 @@ tsr_status tsr_pack(const char *model_path, const char *mask_path, const char *d
   mask_set_free(&masks);
   model_close(model);
   return (tsr_status)status;
+}
+
+enum { CHECKPOINT_SECONDS = 120 };
+
+tsr_status tsr_learn(const char *model_path, const tsr_learn_options *options, const char *run_path,
+                     tsr_error *err) {
+  struct learn_request request = {.model = model_path,
+                                  .data = options->data,
+                                  .out = run_path,
+                                  .checkpoint_seconds = CHECKPOINT_SECONDS,
+                                  .resume = options->resume != 0};
+  struct learn_report report;
+  learn_settings_unset(&request.settings, (enum learn_mode)options->mode);
+  request.settings.sparsity = options->sparsity;
+  request.settings.tokens = options->tokens;
+  request.settings.seed = options->seed;
+  request.settings.window = options->window;
+  request.settings.tile_rows = request.settings.tile_cols =
+      options->tile > 0 ? options->tile : TILE_DEFAULT;
+  if (options->prior) request.priors[request.prior_count++] = options->prior;
+  return (tsr_status)learn_run(&request, &report, api_error(err));
 }

@@ -306,8 +306,8 @@ void options_help(const struct command *command) {
   printf("\noptions:\n");
   for (const struct option *o = command->options; o->name; o++) {
     char text[1024];
-    int column =
-        printf("  --%s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
+    const char *argument = o->argument ? o->argument : o->kind == OPTION_CHOICE ? "NAME" : "";
+    int column = printf("  --%s%s%s", o->name, *argument ? " " : "", argument);
     if (column >= HELP_COLUMN) column = (putchar('\n'), 0);
     printf("%*s", HELP_COLUMN - column, "");
     describe(o, text, sizeof text);

@@ -2,6 +2,7 @@
 #include "tessera.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -151,12 +152,35 @@ static void prunes_applies_and_packs(void **state) {
   assert_int_equal(tsr_prune(model, &options, mask, &err), TSR_USAGE); /* no text */
 }
 
+static void learns_a_mask(void **state) {
+  NEED_MODEL();
+  const char *text = shared_data("calib/tiny.utf8");
+  if (!text) skip();
+  const char *path = shared_data("models/stories260K"), *run = scratch_path("api.run");
+  tsr_learn_options options = {.mode = TSR_TILE, .sparsity = 0.4, .data = text, .tokens = 2048};
+  options.tile = 16;
+  options.window = 128;
+  if (tsr_learn(path, &options, run, &err)) fail_msg("%s", err.text);
+  assert_int_equal(tsr_learn(path, &options, run, &err), TSR_REFUSED); /* it exists */
+  options.resume = 1;
+  assert_int_equal(tsr_learn(path, &options, run, &err), TSR_OK); /* and is finished */
+  char mask[4200];
+  snprintf(mask, sizeof mask, "%s/mask.safetensors", run);
+  tsr_model *masked;
+  tsr_model_info info;
+  assert_int_equal(tsr_model_open(&masked, path, &err), TSR_OK);
+  assert_int_equal(tsr_model_apply_mask(masked, mask, &err), TSR_OK);
+  tsr_model_describe(masked, &info);
+  assert_true(fabs(info.density - 0.6) < 0.01);
+  tsr_model_close(masked);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(describes_what_it_opened),     cmocka_unit_test(refuses_in_a_sentence),
       cmocka_unit_test(text_goes_there_and_back),     cmocka_unit_test(streams_what_it_returns),
       cmocka_unit_test(a_session_agrees_with_itself), cmocka_unit_test(measures_against_itself),
-      cmocka_unit_test(prunes_applies_and_packs),
+      cmocka_unit_test(prunes_applies_and_packs),     cmocka_unit_test(learns_a_mask),
   };
   return cmocka_run_group_tests(tests, open_model, close_model);
 }
