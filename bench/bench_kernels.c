@@ -12,6 +12,7 @@
 #include "base/parallel.h"
 #include "base/rng.h"
 #include "kernel/linear.h"
+#include "kernel/mask_ops.h"
 #include "kernel/ops.h"
 #include "kernel/select.h"
 
@@ -150,6 +151,82 @@ static void bench_gemm(double peak) {
   }
 }
 
+/* --- soft masks --- */
+
+struct masks {
+  struct mask_source s;
+  struct matrix_view w;
+  struct mask_adamw adamw;
+  float *logits, *first, *second, *gradient, *out, *tile_soft;
+  const float *dw;
+  double *dtile;
+  uint8_t *codes;
+};
+static void run_sample(void *ctx) {
+  struct masks *m = ctx;
+  mask_sample(&m->s, m->w, m->out);
+}
+static void run_mask_backward(void *ctx) {
+  struct masks *m = ctx;
+  mask_backward(&m->s, m->w, m->dw, 0.1f, false, m->gradient, m->dtile);
+}
+static void run_squares(void *ctx) {
+  struct masks *m = ctx;
+  mask_gradient_squares(m->gradient, m->s.rows, m->s.cols);
+}
+static void run_adamw(void *ctx) {
+  struct masks *m = ctx;
+  mask_adamw_step(&m->adamw, m->s.rows, m->s.cols, m->gradient, m->logits, m->first, m->second);
+}
+static void run_harden(void *ctx) {
+  struct masks *m = ctx;
+  mask_harden(m->logits, m->s.rows, m->s.cols, m->codes);
+}
+
+/* Linears of SmolLM2-135M, more of them in one matrix than caches hold. `bytes` is what a pass
+ * moves per weight, bf16 weights and fp32 everything else. */
+static void bench_mask(double read) {
+  enum { ROWS = 8192, COLS = 1536, TILE = 128 };
+  static const struct {
+    const char *what;
+    void (*run)(void *);
+    double bytes;
+    bool noise;
+  } passes[] = {{"sample", run_sample, 2 + 5 + 4, true},
+                {"sample, no noise", run_sample, 2 + 5 + 4, false},
+                {"backward", run_mask_backward, 2 + 5 + 4 + 5, true},
+                {"gradient squares", run_squares, 5, true},
+                {"AdamW", run_adamw, 5 + 2 * (5 + 5 + 6), true},
+                {"harden", run_harden, 5 + 0.125, true}};
+  size_t count = (size_t)mask_logit_count(ROWS, COLS), weights = (size_t)ROWS * COLS;
+  struct masks m = {.adamw = {1e-3f, 0.9f, 0.95f, 1e-8f, 0, 1, 10}};
+  uint16_t *w = must_alloc(weights, 2);
+  float *dw = random_floats(weights);
+  dtype_from_f32(DTYPE_BF16, dw, (int64_t)weights, w);
+  m.w = (struct matrix_view){w, DTYPE_BF16, ROWS, COLS};
+  m.dw = dw;
+  m.out = must_alloc(weights, 4);
+  m.logits = random_floats(count);
+  m.first = must_alloc(count, 4);
+  m.second = must_alloc((size_t)mask_second_count(ROWS, COLS), 4);
+  m.gradient = must_alloc(count, 4);
+  m.tile_soft = must_alloc(weights / TILE / TILE, 4);
+  m.dtile = must_alloc(weights / TILE / TILE, 8);
+  m.codes = must_alloc(weights / 8, 1);
+  m.s = (struct mask_source){ROWS, COLS, TILE, TILE,   m.logits, NULL, m.tile_soft,
+                             100,  4,    true, {1, 2}, 3,        4};
+  printf("%-18s %10s %8s %14s\n", "masks", "ns/weight", "GB/s", "of a read");
+  for (size_t i = 0; i < sizeof passes / sizeof passes[0]; i++) {
+    m.s.noise = passes[i].noise;
+    double each = best_seconds(passes[i].run, &m) * 1e9 / (double)weights;
+    double rate = passes[i].bytes / each;
+    printf("%-18s %10.3f %8.1f %12.1f %%\n", passes[i].what, each, rate, 100 * rate / read);
+  }
+  void *all[] = {w,        dw,         m.out,       m.logits, m.first,
+                 m.second, m.gradient, m.tile_soft, m.dtile,  m.codes};
+  for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) mem_free(all[i]);
+}
+
 static bool wanted(int argc, char **argv, const char *part) {
   if (argc <= 2) return true;
   for (int i = 2; i < argc; i++)
@@ -163,5 +240,6 @@ int main(int argc, char **argv) {
   printf("%s, %d threads: peak %.1f GFLOP/s, read %.1f GB/s\n", kernel_isa(), parallel_threads(),
          peak, read);
   if (wanted(argc, argv, "gemm")) bench_gemm(peak);
+  if (wanted(argc, argv, "mask")) bench_mask(read);
   return 0;
 }

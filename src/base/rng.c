@@ -3,23 +3,20 @@
 
 #include <math.h>
 
-static const uint32_t MULTIPLIER[2] = {0xD2511F53u, 0xCD9E8D57u};
-static const uint32_t WEYL[2] = {0x9E3779B9u, 0xBB67AE85u};
-
 void philox4x32(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
   uint32_t k0 = key[0], k1 = key[1];
   uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
-  for (int round = 0; round < 10; round++) {
-    uint64_t p0 = (uint64_t)MULTIPLIER[0] * c0;
-    uint64_t p1 = (uint64_t)MULTIPLIER[1] * c2;
+  for (int round = 0; round < PHILOX_ROUNDS; round++) {
+    uint64_t p0 = (uint64_t)PHILOX_MULTIPLIER[0] * c0;
+    uint64_t p1 = (uint64_t)PHILOX_MULTIPLIER[1] * c2;
     uint32_t n0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
     uint32_t n2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
     c1 = (uint32_t)p1;
     c3 = (uint32_t)p0;
     c0 = n0;
     c2 = n2;
-    k0 += WEYL[0];
-    k1 += WEYL[1];
+    k0 += PHILOX_STEP[0];
+    k1 += PHILOX_STEP[1];
   }
   out[0] = c0;
   out[1] = c1;

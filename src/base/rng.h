@@ -6,6 +6,11 @@
 
 #include <stdint.h>
 
+/* The constants of a round: products with two words of the counter, steps of the two of the key. */
+enum { PHILOX_ROUNDS = 10 };
+static const uint32_t PHILOX_MULTIPLIER[2] = {0xD2511F53u, 0xCD9E8D57u};
+static const uint32_t PHILOX_STEP[2] = {0x9E3779B9u, 0xBB67AE85u};
+
 /* The ten rounds. key[2], counter[4] -> out[4]. */
 void philox4x32(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
 

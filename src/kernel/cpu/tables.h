@@ -8,5 +8,7 @@ void product_fill_avx2(struct kernel_table *table);
 void product_fill_avx512(struct kernel_table *table);
 void rows_fill_avx2(struct kernel_table *table);
 void rows_fill_avx512(struct kernel_table *table);
+void mask_fill_avx2(struct kernel_table *table);
+void mask_fill_avx512(struct kernel_table *table);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "tensor/dtype.h"
 
@@ -110,6 +111,10 @@ INLINE vf vf_load_as(enum dtype dtype, const void *p) {
 INLINE vf vf_load_quads(const float *p, int64_t ld) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4 * ld), 1);
 }
+INLINE void vf_store_quads(float *p, int64_t ld, vf x) {
+  _mm_storeu_ps(p, _mm256_castps256_ps128(x));
+  _mm_storeu_ps(p + 4 * ld, _mm256_extractf128_ps(x, 1));
+}
 INLINE void vf_transpose_quads(vf x[4]) {
   vf a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
   vf c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
@@ -117,6 +122,15 @@ INLINE void vf_transpose_quads(vf x[4]) {
   x[1] = _mm256_shuffle_ps(a, c, 0xEE);
   x[2] = _mm256_shuffle_ps(b, d, 0x44);
   x[3] = _mm256_shuffle_ps(b, d, 0xEE);
+}
+
+/* VL nibbles, the low one of each byte first. */
+INLINE vi vi_nibbles(const uint8_t *p) {
+  uint32_t word;
+  memcpy(&word, p, sizeof word);
+  vi shifted = _mm256_srlv_epi32(_mm256_set1_epi32((int)word),
+                                 _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+  return _mm256_and_si256(shifted, _mm256_set1_epi32(15));
 }
 
 /* The activations that VL kept weights of a 2:4 row meet: x (2 * VL), `codes` the 2 * VL bits of

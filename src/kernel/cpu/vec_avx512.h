@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "tensor/dtype.h"
 
@@ -109,6 +110,12 @@ INLINE vf vf_load_quads(const float *p, int64_t ld) {
   x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 8 * ld), 2);
   return _mm512_insertf32x4(x, _mm_loadu_ps(p + 12 * ld), 3);
 }
+INLINE void vf_store_quads(float *p, int64_t ld, vf x) {
+  _mm_storeu_ps(p, _mm512_castps512_ps128(x));
+  _mm_storeu_ps(p + 4 * ld, _mm512_extractf32x4_ps(x, 1));
+  _mm_storeu_ps(p + 8 * ld, _mm512_extractf32x4_ps(x, 2));
+  _mm_storeu_ps(p + 12 * ld, _mm512_extractf32x4_ps(x, 3));
+}
 INLINE void vf_transpose_quads(vf x[4]) {
   vf a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
   vf c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
@@ -116,6 +123,15 @@ INLINE void vf_transpose_quads(vf x[4]) {
   x[1] = _mm512_shuffle_ps(a, c, 0xEE);
   x[2] = _mm512_shuffle_ps(b, d, 0x44);
   x[3] = _mm512_shuffle_ps(b, d, 0xEE);
+}
+
+/* VL nibbles, the low one of each byte first. */
+INLINE vi vi_nibbles(const uint8_t *p) {
+  int32_t words[2];
+  memcpy(words, p, sizeof words);
+  const vi shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+  vi both = _mm512_mask_set1_epi32(_mm512_set1_epi32(words[0]), 0xff00, words[1]);
+  return _mm512_and_si512(_mm512_srlv_epi32(both, shift), _mm512_set1_epi32(15));
 }
 
 /* The activations that VL kept weights of a 2:4 row meet: x (2 * VL), `codes` the 2 * VL bits of
