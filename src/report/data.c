@@ -82,25 +82,23 @@ static void add_settings(struct report_run *run, const json_t *line) {
   if (json_is_object(inner)) json_object_update(run->settings, inner);
 }
 
-/* The first held-out line also says what the run began with. */
-static enum status add_heldout(struct report_run *run, const json_t *line, struct error *err) {
-  double prior_loss = report_number(line, "prior_loss");
-  if (isnan(run->dense_loss)) run->dense_loss = report_number(line, "dense_loss");
-  if (run->heldout.count == 0 && report_number(line, "step") > 0 && isfinite(prior_loss)) {
-    json_t *first = json_pack("{s:i, s:i, s:f}", "step", 0, "tokens", 0, "loss", prior_loss);
-    INVARIANT(first != NULL);
-    enum status status = curve_add(&run->heldout, first, err);
-    json_decref(first);
-    if (status) return status;
-  }
-  return curve_add(&run->heldout, line, err);
+/* Held-out loss at step 0: that of the mask which learning starts from. */
+static enum status add_prior(struct report_run *run, const json_t *line, struct error *err) {
+  run->dense_loss = report_number(line, "dense_loss");
+  json_t *first =
+      json_pack("{s:i, s:i, s:O?}", "step", 0, "tokens", 0, "loss", json_object_get(line, "loss"));
+  INVARIANT(first != NULL);
+  enum status status = curve_add(&run->heldout, first, err);
+  json_decref(first);
+  return status;
 }
 
 static enum status run_add_line(struct report_run *run, json_t *line, struct error *err) {
   const char *type = json_get_string(line, "type");
   if (!type) return STATUS_OK;
   if (!strcmp(type, "step")) return curve_add(&run->steps, line, err);
-  if (!strcmp(type, "heldout")) return add_heldout(run, line, err);
+  if (!strcmp(type, "heldout")) return curve_add(&run->heldout, line, err);
+  if (!strcmp(type, "prior")) return add_prior(run, line, err);
   if (!strcmp(type, "settings")) {
     add_settings(run, line);
   } else if (!strcmp(type, "final")) {

@@ -33,9 +33,9 @@ static const char style[] =
     "vertical-align:baseline}\n"
     "th{font-weight:600;border-bottom:2px solid var(--muted);white-space:nowrap}\n"
     "th.r,td.r{text-align:right;padding:5px 6px 5px 10px;white-space:nowrap}\n"
-    "td:first-child,th:first-child{padding-left:6px}td:first-child{min-width:14em}\n"
+    "td:first-child,th:first-child{padding-left:6px}\n"
     "tr.best td{background:var(--soft);font-weight:650}\n"
-    "td .note{display:block;color:var(--muted);font-size:.9em;font-weight:400}\n"
+    "td .note{display:block;min-width:17em;color:var(--muted);font-size:.9em;font-weight:400}\n"
     ".sample{margin:0 0 1.1em;padding:10px 16px;background:var(--soft);border-radius:6px}\n"
     ".sample b{display:block;font-size:.88em;margin-bottom:.25em}\n"
     ".sample p{margin:0;max-width:none;white-space:pre-wrap;overflow-wrap:anywhere;"
@@ -64,7 +64,7 @@ static const char style[] =
     "--c4:#8a6200;--c5:#2a7fa8;--c6:#6b4fb3;--c7:#555}"
     "body{font-size:9.5pt}main{max-width:none;padding:0}figure,tr,.sample{break-inside:avoid}"
     "h2,h3{break-after:avoid}.scroll{overflow:visible}table{font-size:.78em}"
-    "td:first-child{min-width:0}.pair{grid-template-columns:1fr 1fr}svg{max-height:225mm}"
+    "td .note{min-width:0}.pair{grid-template-columns:1fr 1fr}svg{max-height:225mm}"
     "@page{margin:14mm}}\n";
 static void put_series_colors(struct strbuf *out) {
   for (int c = 0; c < 8; c++)

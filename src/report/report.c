@@ -2,6 +2,7 @@
 #include "report/report.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "report/page.h"
@@ -14,6 +15,8 @@ static void make_title(const struct report_data *data, struct strbuf *title) {
   const char *model = json_get_string(data->about, "model");
   for (int i = 0; i < data->run_count && !model; i++)
     model = json_get_string(data->runs[i].settings, "model");
+  const char *slash = model ? strrchr(model, '/') : NULL;
+  if (slash && slash[1]) model = slash + 1;
   if (given)
     strbuf_puts(title, given);
   else if (model)

@@ -146,10 +146,10 @@ static void chart_density(struct strbuf *out, const struct report_run *run, int 
   char title[160];
   snprintf(title, sizeof title, "%s: density", run->name);
   struct chart chart = new_chart(title, "% of weights kept", 440);
-  add_curve(&chart, c, scaled(&scratch, c->values[FIELD_DENSITY_HARD], c->count, 100), "hard",
-            color, CHART_LINE);
-  add_curve(&chart, c, scaled(&scratch, c->values[FIELD_DENSITY_SOFT], c->count, 100), "soft",
-            color, CHART_DASHED);
+  add_curve(&chart, c, scaled(&scratch, c->values[FIELD_DENSITY_HARD], c->count, 100),
+            "hard, solid", color, CHART_LINE);
+  add_curve(&chart, c, scaled(&scratch, c->values[FIELD_DENSITY_SOFT], c->count, 100),
+            "soft, dashed", color, CHART_DASHED);
   chart.marks[0] = (struct chart_mark){target_density(run), "target"};
   chart.mark_count = isfinite(chart.marks[0].y);
   put_chart(out, &chart, "");
@@ -328,6 +328,45 @@ static void put_list(struct strbuf *out, const char *heading, const json_t *obje
   strbuf_puts(out, "</dl>\n");
 }
 
+/* Moves what all runs have in common out of `own` (runs) objects. New reference. */
+static json_t *take_common(json_t **own, int count) {
+  json_t *common = json_copy(own[0]);
+  const char *key;
+  json_t *value;
+  void *next;
+  INVARIANT(common != NULL);
+  for (int i = 1; i < count; i++) json_object_foreach_safe(common, next, key, value) {
+      if (!json_equal(value, json_object_get(own[i], key))) json_object_del(common, key);
+    }
+  for (int i = 0; i < count; i++)
+    json_object_foreach(common, key, value) json_object_del(own[i], key);
+  return common;
+}
+
+static void put_run_settings(struct strbuf *out, const struct report_data *data) {
+  json_t *own[REPORT_RUNS_MAX];
+  const char *name[REPORT_RUNS_MAX];
+  int count = 0;
+  for (int i = 0; i < data->run_count; i++) {
+    if (json_object_size(data->runs[i].settings) == 0) continue;
+    name[count] = data->runs[i].name;
+    own[count] = json_copy(data->runs[i].settings);
+    INVARIANT(own[count] != NULL);
+    count++;
+  }
+  if (count > 1) {
+    json_t *common = take_common(own, count);
+    put_list(out, "All runs", common);
+    json_decref(common);
+  }
+  for (int i = 0; i < count; i++) {
+    char heading[256];
+    snprintf(heading, sizeof heading, "Run: %s", name[i]);
+    put_list(out, heading, own[i]);
+    json_decref(own[i]);
+  }
+}
+
 void section_settings(struct strbuf *out, const struct report_data *data) {
   bool any = json_object_size(data->about) > 0;
   for (int i = 0; i < data->run_count; i++)
@@ -335,9 +374,5 @@ void section_settings(struct strbuf *out, const struct report_data *data) {
   if (!any) return;
   page_heading(out, "Settings and machine");
   put_list(out, "The comparison", data->about);
-  for (int i = 0; i < data->run_count; i++) {
-    char heading[256];
-    snprintf(heading, sizeof heading, "Run: %s", data->runs[i].name);
-    put_list(out, heading, data->runs[i].settings);
-  }
+  put_run_settings(out, data);
 }

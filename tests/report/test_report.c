@@ -133,7 +133,8 @@ static void write_records(void) {
   mkdir(scratch_path("run"), 0777);
   strbuf_puts(&text,
               "{\"type\":\"settings\",\"time\":\"t\",\"settings\":{\"mode\":\"tile\",\"sparsity\":"
-              "0.45},\"model\":\"m\"}\n");
+              "0.45},\"model\":\"m\"}\n"
+              "{\"type\":\"prior\",\"loss\":4.9,\"dense_loss\":3.5}\n");
   for (int step = 1; step <= 12; step++) {
     if (step == 7)
       strbuf_puts(&text, "{\"type\":\"step\",\"ste\n{\"type\":\"resume\",\"step\":4}\n");
@@ -145,8 +146,7 @@ static void write_records(void) {
         counted, counted * 64, 5.0 - 0.1 * step, 20 - step);
   }
   strbuf_puts(&text,
-              "{\"type\":\"heldout\",\"step\":10,\"tokens\":640,\"loss\":4.1,\"prior_loss\":4.9,"
-              "\"dense_loss\":3.5}\n"
+              "{\"type\":\"heldout\",\"step\":10,\"tokens\":640,\"loss\":4.1}\n"
               "{\"type\":\"final\",\"density\":0.55,\"best_loss\":4.1,\"prior_loss\":4.9,"
               "\"dense_loss\":3.5,\"seconds\":12.5}\n");
   write_file("run/record.jsonl", strbuf_text(&text));
