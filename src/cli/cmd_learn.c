@@ -136,21 +136,6 @@ static void fill_request(struct learn_request *q, const struct learn_options *o,
   for (int i = 0; i < o->skip.count; i++) q->skip[i] = o->skip.items[i];
 }
 
-static void print_plan(const struct learn_report *r) {
-  const struct learn_plan *p = &r->plan;
-  const struct learn_settings *s = &r->settings;
-  const double GIB = 1 << 30;
-  log_info("%s mode, sparsity %g: %lld weights in %lld tiles; %lld steps of %lld x %lld tokens",
-           learn_mode_name[s->mode], s->sparsity, (long long)p->learned_weights,
-           (long long)p->tiles, (long long)s->steps, (long long)s->batch, (long long)s->window);
-  log_info(
-      "memory %.2f GiB, disk %.2f GiB, time about %.1f minutes (prior %.1f, learning %.1f, "
-      "held-out loss %.1f) at %.0f GFLOP/s",
-      p->memory_bytes / GIB, p->disk_bytes / GIB,
-      (p->prior_seconds + p->learn_seconds + p->heldout_seconds) / 60, p->prior_seconds / 60,
-      p->learn_seconds / 60, p->heldout_seconds / 60, p->gflops);
-}
-
 static void print_outcome(const struct learn_report *r, const char *out) {
   printf("%-28s %10s %12s\n", "held-out text", "loss", "perplexity");
   printf("%-28s %10.4f %12.2f\n", "dense", r->dense_loss, exp(r->dense_loss));
@@ -208,7 +193,6 @@ static enum status run(const struct command *command, void *settings, struct tex
   if (status != STATUS_OK) return status;
   if (o->dry_run) {
     print_settings(&report.settings);
-    print_plan(&report);
   } else if (report.finished_before) {
     printf("%s is finished already: %s/mask.safetensors\n", o->out, o->out);
   } else {

@@ -42,6 +42,7 @@ struct learner {
   struct relaxation relax_tile, relax_24;
   bool noise;
   uint32_t draw;             /* number of the sample of the noise */
+  int64_t micro;             /* number of the micro-batch in the step */
   double regularizer_weight; /* of this step, over the number of micro-batches */
   double regularizer_value;  /* R, averaged over the micro-batches of the step */
 };

@@ -383,6 +383,20 @@ static void release(struct run *run) {
   run_inputs_release(&run->in);
 }
 
+static void say_plan(const struct learn_report *r) {
+  const struct learn_plan *p = &r->plan;
+  const struct learn_settings *s = &r->settings;
+  const double GIB = 1 << 30;
+  log_info("%s mode, sparsity %g: %lld weights in %lld tiles, %lld steps of %lld x %lld tokens",
+           learn_mode_name[s->mode], s->sparsity, (long long)p->learned_weights,
+           (long long)p->tiles, (long long)s->steps, (long long)s->batch, (long long)s->window);
+  log_info("memory %.2f GiB, disk %.2f GiB, time about %.1f minutes (prior %.1f, learning %.1f, "
+           "held-out loss %.1f) at %.0f GFLOP/s",
+           p->memory_bytes / GIB, p->disk_bytes / GIB,
+           (p->prior_seconds + p->learn_seconds + p->heldout_seconds) / 60, p->prior_seconds / 60,
+           p->learn_seconds / 60, p->heldout_seconds / 60, p->gflops);
+}
+
 enum status learn_run(const struct learn_request *request, struct learn_report *report,
                       struct error *err) {
   struct run run = {.report = report};
@@ -392,6 +406,7 @@ enum status learn_run(const struct learn_request *request, struct learn_report *
   report->settings = run.in.settings;
   report->plan = learn_plan_make(run.in.model, &run.in.settings, run.in.skip,
                                  request->prior_count ? 0 : run.in.calibration_tokens);
+  say_plan(report);
   if (request->dry_run) goto out;
   status = run_inputs_open_data(&run.in, err);
   if (status == STATUS_OK) status = work(&run, err);

@@ -86,7 +86,8 @@ static void take_gradient(void *ctx, const struct linear_site *site, const float
   const struct mask_source source = site_source(l, s);
   double *soft_gradient =
       learn_uses_tiles(&l->settings) ? l->tiles.soft_gradient + s->first_tile : NULL;
-  mask_backward(&source, site->weight.dense, l->gradient, slope, true, s->groups.gradient,
+  /* the first micro-batch of a step overwrites what the last step left */
+  mask_backward(&source, site->weight.dense, l->gradient, slope, l->micro > 0, s->groups.gradient,
                 soft_gradient);
 }
 
@@ -98,6 +99,7 @@ static void draw_sample(struct learner *l, int64_t micro) {
   const uint64_t sample = (uint64_t)(s->noise == NOISE_STEP ? l->step : l->step * micros + micro);
   l->noise = s->noise != NOISE_NONE;
   l->draw = (uint32_t)sample; /* settings keep it below 2^32 */
+  l->micro = micro;
   l->formed = -1;
   if (!learn_uses_tiles(s)) return;
   if (s->noise == NOISE_NONE)
@@ -151,16 +153,6 @@ static double gradient_norm(const struct learner *l) {
   return sqrt(squares);
 }
 
-static void clear_gradients(struct learner *l) {
-  if (learn_uses_tiles(&l->settings))
-    memset(l->tiles.gradient, 0, (size_t)l->tiles.count * sizeof(float));
-  if (!learn_uses_groups(&l->settings)) return;
-  for (int i = 0; i < l->site_count; i++) {
-    const struct group_logits *g = &l->sites[i].groups;
-    memset(g->gradient, 0, (size_t)mask_logit_count(g->rows, g->cols) * sizeof(float));
-  }
-}
-
 static void update(struct learner *l, double rate, double norm) {
   const struct learn_settings *s = &l->settings;
   struct mask_adamw a = {.rate = (float)(s->lr_tile * rate),
@@ -198,7 +190,7 @@ enum status learner_gradient(struct learner *l, const struct windows *windows, c
   l->relax_24 = schedule_relaxation(&s->two_four, l->step, s->steps);
   l->regularizer_weight = schedule_regularizer(s, l->step) * (double)s->micro / (double)s->batch;
   l->regularizer_value = 0;
-  clear_gradients(l);
+  if (learn_uses_tiles(s)) memset(l->tiles.gradient, 0, (size_t)l->tiles.count * sizeof(float));
   enum status status = run_micros(l, windows, train, train_count, &nll_sum, err);
   if (status != STATUS_OK) return status;
   *result = (struct step_result){
