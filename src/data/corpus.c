@@ -90,16 +90,25 @@ static enum status load_plain(struct loader *l, struct error *err) {
 
 /* ---- JSON lines ---- */
 
+/* Not json_parse: a text may hold U+0000, which is a character like any other here. */
+static json_t *parse_line(const char *line, size_t bytes, size_t number, struct error *err) {
+  json_error_t wrong;
+  json_t *object = json_loadb(line, bytes, JSON_ALLOW_NUL, &wrong);
+  if (!object)
+    error_set(err, STATUS_REFUSED, "line %zu is no valid JSON: %s at column %d", number, wrong.text,
+              wrong.column);
+  return object;
+}
+
 static enum status load_line(struct loader *l, const char *line, size_t bytes, size_t number,
                              struct error *err) {
-  char what[64];
-  snprintf(what, sizeof what, "line %zu", number);
-  json_t *object = json_parse(line, bytes, what, err);
+  json_t *object = parse_line(line, bytes, number, err);
   if (!object) return STATUS_REFUSED;
   const json_t *text = json_object_get(object, "text");
   enum status status;
   if (!json_is_string(text)) {
-    status = error_set(err, STATUS_REFUSED, "%s has no member \"text\" that is a string", what);
+    status =
+        error_set(err, STATUS_REFUSED, "line %zu has no member \"text\" that is a string", number);
   } else {
     status = tokenizer_encode(l->tokenizer, json_string_value(text), json_string_length(text), 0,
                               &l->corpus->ids, err);

@@ -10,15 +10,14 @@
 #include "support/support.h"
 
 static struct tokenizer *open_tokenizer(const char *name) {
-  const char *path = shared_data(name);
-  if (!path) skip();
+  const char *path = golden(name);
   struct error err = {0};
   struct tokenizer *t;
   must(tokenizer_open(&t, path, &err), err);
   return t;
 }
 
-static const char stories[] = "models/stories260K/tokenizer.model";
+static const char small[] = "tokenizer_fallback.model";
 
 static const char *write_text(const char *name, const char *text, size_t bytes) {
   struct error err = {0};
@@ -47,7 +46,7 @@ static char *sample_text(size_t lines, size_t *bytes) {
 }
 
 static void test_plain_is_one_document(void **state) {
-  struct tokenizer *t = open_tokenizer(stories);
+  struct tokenizer *t = open_tokenizer(small);
   struct corpus corpus;
   load(&corpus, write_text("a.txt", "Once upon a time", 16), t, 0);
   assert_int_equal(corpus.documents, 1);
@@ -61,7 +60,7 @@ static void test_plain_is_one_document(void **state) {
 }
 
 static void test_limit_is_a_prefix(void **state) {
-  struct tokenizer *t = open_tokenizer(stories);
+  struct tokenizer *t = open_tokenizer(small);
   size_t bytes;
   char *text = sample_text(40000, &bytes);
   const char *path = write_text("long.txt", text, bytes);
@@ -119,15 +118,30 @@ static const char *write_zst(const char *name, const char *text, size_t bytes) {
 }
 
 static void test_jsonl_plain_and_packed(void **state) {
-  struct tokenizer *t = open_tokenizer(stories);
+  struct tokenizer *t = open_tokenizer(small);
   check_three(write_text("a.jsonl", three, strlen(three)), t);
   check_three(write_gz("a.jsonl.gz", three, strlen(three)), t);
   check_three(write_zst("a.jsonl.zst", three, strlen(three)), t);
   tokenizer_close(t);
 }
 
+static void test_nul_is_a_character(void **state) {
+  struct tokenizer *t = open_tokenizer(small);
+  static const char line[] = "{\"text\": \"a\\u0000b\"}\n";
+  struct corpus corpus;
+  struct token_ids ids = {0};
+  struct error err = {0};
+  load(&corpus, write_text("nul.jsonl", line, strlen(line)), t, 0);
+  must(tokenizer_encode(t, "a\0b", 3, 0, &ids, &err), err);
+  assert_int_equal(corpus.ids.count, ids.count);
+  assert_memory_equal(corpus.ids.items, ids.items, ids.count * sizeof(int32_t));
+  token_ids_free(&ids);
+  corpus_free(&corpus);
+  tokenizer_close(t);
+}
+
 static void test_packed_text(void **state) {
-  struct tokenizer *t = open_tokenizer(stories);
+  struct tokenizer *t = open_tokenizer(small);
   size_t bytes;
   char *text = sample_text(20000, &bytes);
   struct corpus plain, packed;
@@ -153,7 +167,7 @@ static void check_refused(const char *path, const struct tokenizer *t, const cha
 }
 
 static void test_bad_files_are_refused(void **state) {
-  struct tokenizer *t = open_tokenizer(stories);
+  struct tokenizer *t = open_tokenizer(small);
   size_t bytes;
   char *text = sample_text(30000, &bytes), *packed;
   struct error err = {0};
@@ -254,11 +268,15 @@ static void test_draws_are_fixed(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_plain_is_one_document),  cmocka_unit_test(test_limit_is_a_prefix),
-      cmocka_unit_test(test_jsonl_plain_and_packed), cmocka_unit_test(test_packed_text),
-      cmocka_unit_test(test_bad_files_are_refused),  cmocka_unit_test(test_windows),
-      cmocka_unit_test(test_draws_are_permutations), cmocka_unit_test(test_draws_are_fair),
-      cmocka_unit_test(test_draws_are_fixed)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain_is_one_document),
+                                     cmocka_unit_test(test_limit_is_a_prefix),
+                                     cmocka_unit_test(test_jsonl_plain_and_packed),
+                                     cmocka_unit_test(test_packed_text),
+                                     cmocka_unit_test(test_nul_is_a_character),
+                                     cmocka_unit_test(test_bad_files_are_refused),
+                                     cmocka_unit_test(test_windows),
+                                     cmocka_unit_test(test_draws_are_permutations),
+                                     cmocka_unit_test(test_draws_are_fair),
+                                     cmocka_unit_test(test_draws_are_fixed)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

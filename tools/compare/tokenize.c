@@ -1,4 +1,8 @@
-/* Tokenizes many texts for tools/compare/tokenizers.py. Usage: tokenize MODEL FLAGS < texts
+/* Tokenizes many texts, or exports, for tools/compare/tokenizers.py.
+ *
+ *     tokenize MODEL FLAGS < texts
+ *     tokenize MODEL export DIRECTORY
+ *
  * Texts come as a little-endian 32-bit length and the bytes; for each a line goes out: the ids,
  * a slash, and the bytes that they decode to (special tokens left out), in hex. */
 #include <stdio.h>
@@ -14,8 +18,13 @@ static int fail(const struct error *err) {
 int main(int argc, char **argv) {
   struct error err = {0};
   struct tokenizer *t;
-  if (argc != 3) return 2;
+  if (argc < 3) return 2;
   if (tokenizer_open(&t, argv[1], &err)) return fail(&err);
+  if (argc == 4) {
+    if (tokenizer_export(t, argv[3], &err)) return fail(&err);
+    tokenizer_close(t);
+    return 0;
+  }
   unsigned char head[4];
   while (fread(head, 1, 4, stdin) == 4) {
     size_t bytes = head[0] | head[1] << 8 | head[2] << 16 | (size_t)head[3] << 24;

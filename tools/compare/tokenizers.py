@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Compares tessera's tokenizers with tokenizers, sentencepiece and llama.cpp on hostile texts.
 
-Usage: tools/compare/tokenizers.py [--texts N] [--seed K] [--gguf FILE ...]   (from the repository root, after make)
-Needs the Python packages tokenizers, sentencepiece, llama_cpp; reads the shared data (TSR_SHARED,
-default ../shared). Prints a line per tokenizer; exit status 1 when an id differs that is not a
-known difference of Unicode versions."""
+    python tools/compare/tokenizers.py [--texts N] [--seed K] [--gguf FILE ...] [--record FILE.csv]
+
+Run from the root of a built tree. Needs tokenizers, transformers, sentencepiece, llama_cpp; reads the
+shared data (TSR_SHARED, default ../shared). The tokenizers that are written from GGUF files are read
+by transformers and compared, too. Prints a line per tokenizer; exits with 1 when an id differs that is
+not a known difference of Unicode versions.
+"""
 import argparse
 import ctypes
 import gzip
@@ -106,6 +109,12 @@ def ours(program, model, flags, texts):
 class Table:
     def __init__(self):
         self.failed = False
+        self.rows = []
+
+    def write(self, path):
+        with open(path, "w") as out:
+            out.write("tokenizer,texts,ids_differ,decodings_differ,differ_by_unicode_version\n")
+            out.writelines(",".join(map(str, row)) + "\n" for row in self.rows)
 
     def report(self, name, texts, mine, theirs):
         """theirs: one (ids, text or None) per text."""
@@ -127,6 +136,7 @@ class Table:
                     shown += 1
                     print(f"  decode {a[:40]}\n  ours   {a_text[:200]!r}\n  theirs {b_text[:200]!r}")
         self.failed |= bool(ids or decoded)
+        self.rows.append((name, len(texts), ids, decoded, new))
         print(f"{name:44} {len(texts):6} texts  {ids:4} ids differ  {decoded:4} decodings differ  "
               f"{new:4} differ by unassigned characters", flush=True)
 
@@ -281,7 +291,22 @@ def quiet(level, text, user):
     pass
 
 
-def all_gguf(table, program, texts, extra):
+def compare_export(table, program, folder, path, texts):
+    from transformers import AutoTokenizer
+    directory = folder / path.stem
+    directory.mkdir()
+    subprocess.check_call([program, path, "export", directory])
+    t = AutoTokenizer.from_pretrained(directory)
+    if "phi-3" in path.name:  # white space behind its special tokens: llama.cpp's is ASCII's
+        texts = [text for text in texts if not any(c.isspace() and c > "\x7f" for c in text)]
+    encoded = [t.encode(text) for text in texts]
+    theirs = [(ids, t.decode(ids, skip_special_tokens=True).encode()) for ids in encoded]
+    table.report(f"{path.stem} in transformers", texts, ours(program, directory, 0, texts), theirs)
+    table.report(f"{path.stem} before and after", texts, ours(program, path, 0, texts),
+                 [(ids, None) for ids in encoded])
+
+
+def all_gguf(table, program, folder, texts, extra):
     paths = sorted((SHARED / "tokenizers/ggml-vocab").glob("*.gguf")) + [Path(p) for p in extra]
     for path in paths:
         theirs = LlamaCpp(path)
@@ -289,6 +314,7 @@ def all_gguf(table, program, texts, extra):
             mine = ours(program, path, 0 if special else NO_SPECIAL, texts)
             table.report(path.stem + ("" if special else " plain"), texts, mine,
                          [(theirs.encode(t, special), None) for t in texts])
+        compare_export(table, program, folder, path, texts)
 
 
 def main():
@@ -297,6 +323,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--gguf", nargs="*", default=[])
     parser.add_argument("--only", choices=["json", "model", "gguf"])
+    parser.add_argument("--record")
     args = parser.parse_args()
     texts = make_texts(args.texts, args.seed)
     table = Table()
@@ -308,7 +335,9 @@ def main():
         if args.only in (None, "model"):
             all_models(table, program, folder, texts)
         if args.only in (None, "gguf"):
-            all_gguf(table, program, texts, args.gguf)
+            all_gguf(table, program, folder, texts, args.gguf)
+    if args.record:
+        table.write(args.record)
     return 1 if table.failed else 0
 
 
