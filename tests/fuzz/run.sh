@@ -11,8 +11,9 @@ mkdir -p "$build/crashes"
 failed=""
 seeds_of() {
   case $1 in
-    safetensors) find $golden -name '*.safetensors' -size -64k ;;
-    gguf) find $golden -name '*.gguf' -size -64k ;;
+    safetensors) find $golden -name '*.safetensors' -size -128k ;;
+    gguf | model) find $golden -name '*.gguf' -size -128k ;;
+    config) find $golden -name 'config.json' ;;
     npz) find $golden -name '*.npz' ;;
     npy) find $golden -name '*.npy' ;;
     json) find $golden -name '*.json' -size -64k ;;
@@ -28,7 +29,7 @@ for name in "$@"; do
     cp "$seed" "$corpus/seed-$(echo "$seed" | tr / -)"
   done
   if "$build/fuzz/fuzz_$name" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \
-    -max_len=65536 -print_final_stats=1 -artifact_prefix="$build/crashes/$name-" "$corpus" \
+    -max_len=131072 -print_final_stats=1 -artifact_prefix="$build/crashes/$name-" "$corpus" \
     >"$build/$name.log" 2>&1; then
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$build/$name.log")
     printf '%-20s %9s inputs, nothing found\n' "fuzz_$name" "$runs"

@@ -272,7 +272,6 @@ static void gguf_refusals(void **state) {
  */
 static void gguf_types_not_read(void **state) {
   (void)state;
-  struct error err = {0};
   struct tensor_store store;
   assert_int_equal(store_open(&store, golden("io/small.gguf"), &err), STATUS_REFUSED);
   assert_non_null(strstr(err.text, "IQ4_XS"));
