@@ -20,6 +20,17 @@ static inline float rng_uniform_open(uint32_t bits) {
   return ((float)(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
+/* Six uniforms in (0, 1) of 21 bits each from the 128 bits of one Philox block, shifted by half a
+ * step: the upper 21 bits of each word, then the 11 and 10 that words 0 and 1 leave over, then
+ * those of words 2 and 3. */
+static inline void rng_six_uniforms(const uint32_t words[4], float u[6]) {
+  for (int k = 0; k < 6; k++) {
+    const uint32_t *pair = words + (k == 5 ? 2 : 0);
+    uint32_t bits = k < 4 ? words[k] >> 11 : (pair[0] & 0x7ff) << 10 | (pair[1] & 0x3ff);
+    u[k] = ((float)bits + 0.5f) * (1.0f / 2097152.0f);
+  }
+}
+
 /* A sequential stream over one Philox key, for samplers and shuffles. */
 struct rng {
   uint32_t key[2];

@@ -125,7 +125,7 @@ static struct mask_row row_make(const struct pass *p, int64_t row, const struct 
                        .key = {s->key[0], s->key[1]},
                        .tensor = s->tensor,
                        .draw = s->draw,
-                       .counter = (uint32_t)(2 * row * mask_row_groups(s->cols))};
+                       .counter = (uint32_t)(row * mask_row_groups(s->cols))};
   if (s->logits) {
     r.logits = s->logits + mask_logit_index(s->cols, row, 0, 0);
   } else {

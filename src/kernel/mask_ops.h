@@ -11,9 +11,9 @@
  * Padding holds zeros. Bytes per weight, fp32: logits 5, gradients 5, first moments 5, second
  * moments 6; 21 in all.
  *
- * Noise is regenerated, never stored: the six uniforms of group `g` of row `r` are the first six
- * words of two Philox blocks with the counters {2 * index + 0 or 1, 0, tensor, draw}, index =
- * r * groups + g. So a matrix may have at most 2^31 groups. */
+ * Noise is regenerated, never stored: the six uniforms of group `g` of row `r` are
+ * rng_six_uniforms of one Philox block with the counter {r * groups + g, 0, tensor, draw}. A matrix
+ * may have at most 2^31 groups. */
 #ifndef TSR_KERNEL_MASK_OPS_H
 #define TSR_KERNEL_MASK_OPS_H
 

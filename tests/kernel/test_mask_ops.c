@@ -96,12 +96,13 @@ static void plain_group(const struct problem *p, int64_t row, int64_t group, dou
     m[code & 3] = m[code >> 2] = 1;
     return;
   }
-  uint32_t index = (uint32_t)(row * p->groups + group), words[8];
-  philox4x32(s->key, (uint32_t[4]){2 * index, 0, s->tensor, s->draw}, words);
-  philox4x32(s->key, (uint32_t[4]){2 * index + 1, 0, s->tensor, s->draw}, words + 4);
+  uint32_t index = (uint32_t)(row * p->groups + group), words[4];
+  philox4x32(s->key, (uint32_t[4]){index, 0, s->tensor, s->draw}, words);
+  float u[6];
+  rng_six_uniforms(words, u);
   for (int k = 0; k < 6; k++) {
     double logit = k < 5 ? p->logits[mask_logit_index(s->cols, row, group, k)] : 0;
-    double z = s->noise ? -log(-log(rng_uniform_open(words[k]))) : 0;
+    double z = s->noise ? -log(-log(u[k])) : 0;
     y[k] = (s->kappa * logit + z) / s->tau;
     if (!sparse_code_fits(sparse_candidate_code[k], width)) y[k] = -INFINITY;
     top = fmax(top, y[k]);

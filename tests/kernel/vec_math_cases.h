@@ -85,16 +85,16 @@ static void edges(void **state) {
 static void wide_products(void **state) {
   (void)state;
   int32_t a[VL], b[VL], high[VL], low[VL];
-  uint32_t x = 1;
+  uint32_t seed = 1;
   for (int round = 0; round < 1000; round++) {
     for (int i = 0; i < VL; i++) {
-      a[i] = (int32_t)(x = x * 1664525u + 1013904223u);
-      b[i] = (int32_t)(x = x * 1664525u + 1013904223u);
+      a[i] = (int32_t)(seed = seed * 1664525u + 1013904223u);
+      b[i] = (int32_t)(seed = seed * 1664525u + 1013904223u);
     }
-    vi h, l;
-    vi_mul_wide(vi_load(a), vi_load(b), &h, &l);
-    vf_store((float *)high, vf_of_bits(h));
-    vf_store((float *)low, vf_of_bits(l));
+    vi x = vi_load(a), y = vi_load(b);
+    vi even = vi_mul_even(x, y), odd = vi_mul_even(vi_odd(x), vi_odd(y));
+    vf_store((float *)low, vf_of_bits(vi_interleave(even, odd)));
+    vf_store((float *)high, vf_of_bits(vi_interleave(vi_odd(even), vi_odd(odd))));
     for (int i = 0; i < VL; i++) {
       uint64_t want = (uint64_t)(uint32_t)a[i] * (uint32_t)b[i];
       assert_true((uint32_t)high[i] == want >> 32 && (uint32_t)low[i] == (uint32_t)want);

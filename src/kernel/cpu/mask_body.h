@@ -4,7 +4,7 @@
  * A lane is a group. Logits and gradients lie in planes and load as they are; weights lie group
  * after group, so the four planes of a mask are transposed to meet them ("columns" below: vector i
  * holds the four columns of groups i, i + 4, i + 8 ...), and their gradients transposed back.
- * Most of the time goes into noise: per group two Philox blocks and twelve logarithms. */
+ * Most of the time goes into noise: per group a Philox block and twelve logarithms. */
 #include "base/rng.h"
 #include "kernel/cpu/vec_math.h"
 #include "kernel/select.h"
@@ -22,10 +22,10 @@ struct sampler {
 };
 
 static struct sampler sampler_make(const struct mask_row *row) {
-  static const int32_t twice[16] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  static const int32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   struct sampler s = {.row = row,
                       .learned = row->logits != NULL,
-                      .counter = vi_add(vi_set((int32_t)row->counter), vi_load(twice)),
+                      .counter = vi_add(vi_set((int32_t)row->counter), vi_load(lane)),
                       .slope = vf_set(row->slope),
                       .inverse_tau = vf_set(row->inverse_tau)};
   uint32_t key[2] = {row->key[0], row->key[1]};
@@ -37,33 +37,47 @@ static struct sampler sampler_make(const struct mask_row *row) {
   return s;
 }
 
-/* The two Philox blocks of VL groups, side by side: their rounds do not wait for each other. */
-INLINE void noise_words(const struct sampler *s, int64_t group, vi words[2][4]) {
+/* The Philox blocks of VL groups. Even and odd lanes keep vectors of their own, because a vector
+ * product takes 32 of every 64 bits; what it leaves in the other half is never looked at. */
+INLINE void noise_words(const struct sampler *s, int64_t group, vi words[4]) {
   const vi m0 = vi_set((int32_t)PHILOX_MULTIPLIER[0]), m1 = vi_set((int32_t)PHILOX_MULTIPLIER[1]);
-  for (int b = 0; b < 2; b++) {
-    words[b][0] = vi_add(s->counter, vi_set((int32_t)(2 * group + b)));
-    words[b][1] = vi_set(0);
-    words[b][2] = vi_set((int32_t)s->row->tensor);
-    words[b][3] = vi_set((int32_t)s->row->draw);
+  vi counter = vi_add(s->counter, vi_set((int32_t)group)), c[2][4];
+  for (int odd = 0; odd < 2; odd++) {
+    c[odd][0] = odd ? vi_odd(counter) : counter;
+    c[odd][1] = vi_set(0);
+    c[odd][2] = vi_set((int32_t)s->row->tensor);
+    c[odd][3] = vi_set((int32_t)s->row->draw);
   }
 #pragma GCC unroll 10
   for (int round = 0; round < PHILOX_ROUNDS; round++)
-    for (int b = 0; b < 2; b++) {
-      vi *c = words[b], high0, low0, high1, low1;
-      vi_mul_wide(c[0], m0, &high0, &low0);
-      vi_mul_wide(c[2], m1, &high1, &low1);
-      c[0] = vi_xor(vi_xor(high1, c[1]), s->key[round][0]);
-      c[2] = vi_xor(vi_xor(high0, c[3]), s->key[round][1]);
-      c[1] = low1;
-      c[3] = low0;
+    for (int odd = 0; odd < 2; odd++) {
+      vi *x = c[odd], p0 = vi_mul_even(x[0], m0), p1 = vi_mul_even(x[2], m1);
+      x[0] = vi_xor(vi_xor(x[1], s->key[round][0]), vi_odd(p1));
+      x[2] = vi_xor(vi_xor(x[3], s->key[round][1]), vi_odd(p0));
+      x[1] = p1;
+      x[3] = p0;
     }
+  for (int i = 0; i < 4; i++) words[i] = vi_interleave(c[0][i], c[1][i]);
 }
 
-/* log(-log u), u as rng_uniform_open makes it: minus the Gumbel noise. */
-INLINE vf minus_gumbel(vi word) {
-  vf u = vf_add(vf_of_int(vi_shr(word, 9)), vf_set(0.5f));
-  u = vf_mul(u, vf_set(1.0f / 8388608.0f));
-  return vf_log(vf_sub(vf_zero(), vf_log(u)));
+/* rng_six_uniforms in lanes: 21 bits each at the top of a mantissa, half a step below them. */
+INLINE void uniforms(const struct sampler *s, int64_t group, vf u[SIX]) {
+  vi words[4], bits[SIX];
+  noise_words(s, group, words);
+  for (int k = 0; k < 4; k++) bits[k] = vi_and(vi_shr(words[k], 9), vi_set(0x7ffffc));
+  for (int k = 4; k < SIX; k++) {
+    vi a = words[2 * (k - 4)], b = words[2 * (k - 4) + 1];
+    bits[k] = vi_or(vi_shl(vi_and(a, vi_set(0x7ff)), 12), vi_shl(vi_and(b, vi_set(0x3ff)), 2));
+  }
+  for (int k = 0; k < SIX; k++)
+    u[k] = vf_sub(vf_of_bits(vi_or(bits[k], vi_set(0x3f800002))), vf_set(1.0f));
+}
+
+/* u = log(-log u): minus the Gumbel noise. */
+INLINE void minus_gumbel(vf u[SIX]) {
+  vf_log_each(SIX, u);
+  for (int k = 0; k < SIX; k++) u[k] = vf_abs(u[k]);
+  vf_log_each(SIX, u);
 }
 
 /* Softmax over the six exponents of the VL groups from `group` on: y. */
@@ -73,20 +87,19 @@ INLINE void probabilities(const struct sampler *s, int64_t group, vf y[SIX]) {
   for (int k = 0; k < STORED; k++) y[k] = vf_mul(vf_load(logits + k * LANES), s->slope);
   y[STORED] = vf_zero();
   if (row->noise) {
-    vi words[2][4];
-    noise_words(s, group, words);
-    for (int k = 0; k < SIX; k++)
-      y[k] = vf_fnma(minus_gumbel(words[k / 4][k % 4]), s->inverse_tau, y[k]);
+    vf u[SIX];
+    uniforms(s, group, u);
+    minus_gumbel(u);
+    for (int k = 0; k < SIX; k++) y[k] = vf_fnma(u[k], s->inverse_tau, y[k]);
   }
   if (row->bias && group / LANES == row->blocks - 1)
     for (int k = 0; k < SIX; k++)
       y[k] = vf_add(y[k], vf_load(row->bias + k * LANES + group % LANES));
   vf top = vf_max(vf_max(vf_max(y[0], y[1]), vf_max(y[2], y[3])), vf_max(y[4], y[5]));
   vf sum = vf_zero();
-  for (int k = 0; k < SIX; k++) {
-    y[k] = vf_exp(vf_sub(y[k], top));
-    sum = vf_add(sum, y[k]);
-  }
+  for (int k = 0; k < SIX; k++) y[k] = vf_sub(y[k], top);
+  vf_exp_each(SIX, y);
+  for (int k = 0; k < SIX; k++) sum = vf_add(sum, y[k]);
   vf factor = vf_div(vf_set(1.0f), sum);
   for (int k = 0; k < SIX; k++) y[k] = vf_mul(y[k], factor);
 }

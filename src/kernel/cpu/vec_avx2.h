@@ -49,6 +49,7 @@ INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const void *)p)
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 #define vi_shl(a, n) _mm256_slli_epi32(a, n)
 #define vi_shr(a, n) _mm256_srli_epi32(a, n)
@@ -60,12 +61,12 @@ INLINE vf vf_of_bits(vi a) { return _mm256_castsi256_ps(a); }
 INLINE vf vf_of_int(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vi vi_of_float(vf a) { return _mm256_cvtps_epi32(a); } /* rounds to nearest */
 
-/* The two halves of 32 x 32 -> 64 bit products, lane by lane. */
-INLINE void vi_mul_wide(vi a, vi b, vi *high, vi *low) {
-  vi even = _mm256_mul_epu32(a, b);
-  vi odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
-  *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-  *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+/* For 32 x 32 -> 64 bit products: those of the even lanes, over pairs of lanes; odd lanes moved to
+ * even ones, zeros into the odd; and the even lanes of two vectors dealt out in turn. */
+INLINE vi vi_mul_even(vi a, vi b) { return _mm256_mul_epu32(a, b); }
+INLINE vi vi_odd(vi a) { return _mm256_srli_epi64(a, 32); }
+INLINE vi vi_interleave(vi even, vi odd) {
+  return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
 }
 
 INLINE vi part_mask(int64_t n) {

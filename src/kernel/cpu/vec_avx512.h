@@ -49,6 +49,7 @@ INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 #define vi_shl(a, n) _mm512_slli_epi32(a, n)
 #define vi_shr(a, n) _mm512_srli_epi32(a, n)
@@ -60,12 +61,12 @@ INLINE vf vf_of_bits(vi a) { return _mm512_castsi512_ps(a); }
 INLINE vf vf_of_int(vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE vi vi_of_float(vf a) { return _mm512_cvtps_epi32(a); } /* rounds to nearest */
 
-/* The two halves of 32 x 32 -> 64 bit products, lane by lane. */
-INLINE void vi_mul_wide(vi a, vi b, vi *high, vi *low) {
-  vi even = _mm512_mul_epu32(a, b);
-  vi odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
-  *low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-  *high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+/* For 32 x 32 -> 64 bit products: those of the even lanes, over pairs of lanes; odd lanes moved to
+ * even ones, zeros into the odd; and the even lanes of two vectors dealt out in turn. */
+INLINE vi vi_mul_even(vi a, vi b) { return _mm512_mul_epu32(a, b); }
+INLINE vi vi_odd(vi a) { return _mm512_srli_epi64(a, 32); }
+INLINE vi vi_interleave(vi even, vi odd) {
+  return _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
 }
 
 INLINE __mmask16 part_mask(int64_t n) { return (__mmask16)_bzhi_u32(0xffff, (unsigned)n); }

@@ -10,16 +10,18 @@ enum { LANES = MASK_BLOCK, STORED = MASK_STORED, GROUP = 4 };
 /* Softmax of one group's exponents: y (6). */
 static void group_probabilities(const struct mask_row *row, int64_t group, double *y) {
   int64_t block = group / LANES, lane = group % LANES;
-  uint32_t words[8];
-  for (uint32_t b = 0; b < 2 && row->noise; b++)
-    philox4x32(row->key,
-               (uint32_t[4]){row->counter + 2 * (uint32_t)group + b, 0, row->tensor, row->draw},
-               words + 4 * b);
+  uint32_t words[4];
+  float u[SPARSE_CANDIDATES];
+  if (row->noise) {
+    philox4x32(row->key, (uint32_t[4]){row->counter + (uint32_t)group, 0, row->tensor, row->draw},
+               words);
+    rng_six_uniforms(words, u);
+  }
   double top = -INFINITY, sum = 0;
   for (int k = 0; k < SPARSE_CANDIDATES; k++) {
     double logit = k < STORED ? row->logits[(block * STORED + k) * LANES + lane] : 0;
     y[k] = logit * row->slope;
-    if (row->noise) y[k] -= log(-log(rng_uniform_open(words[k]))) * row->inverse_tau;
+    if (row->noise) y[k] -= log(-log(u[k])) * row->inverse_tau;
     if (row->bias && block == row->blocks - 1) y[k] += row->bias[k * LANES + lane];
     if (y[k] > top) top = y[k];
   }
