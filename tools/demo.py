@@ -20,6 +20,7 @@ TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
 CALIBRATION_TOKENS = 12288
 WINDOW = 512
 STEP_TOKENS = 1024
+PROBE_STEPS = 3
 SPARSITY = 0.45
 SEED = 1
 PROMPT = "The three most important facts about the Moon are"
@@ -108,11 +109,16 @@ class Demo:
                 self.plan = json.load(file)
             return
         self.say("measuring how fast this machine learns ...")
+        mask = self.prune(next(row for row in ROWS if row.key == "magnitude"))
+        run = self.path("probe")
+        shutil.rmtree(run, ignore_errors=True)
         probe = self.tessera(
             "learn", self.path("model.gguf"), "--mode", "joint", "--sparsity", str(SPARSITY),
-            "--data", self.path("learn.jsonl"), "--tokens", str(STEP_TOKENS), "--window",
-            str(WINDOW), "--out", self.path("probe"), "--dry-run", output=self.path("probe.json"))
-        rate = STEP_TOKENS / probe["plan"]["learn_seconds"]
+            "--data", self.path("learn.jsonl"), "--tokens", str(PROBE_STEPS * STEP_TOKENS),
+            "--window", str(WINDOW), "--batch", str(STEP_TOKENS // WINDOW), "--heldout-windows", "1",
+            "--evaluations", "1", "--prior", mask, "--out", run, output=self.path("probe.json"))
+        shutil.rmtree(run)
+        rate = probe["tokens_per_second"]
         seconds = self.minutes * 60 / sum(1 for row in ROWS if row.mode)
         steps = max(4, int(rate * seconds / STEP_TOKENS))
         self.plan = {
