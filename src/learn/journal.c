@@ -77,13 +77,15 @@ enum status journal_step(struct journal *j, const struct journal_step *s, struct
   const double lr = r->learning_rate * (tiles ? set->lr_tile : set->lr_24);
   const struct relaxation *first = tiles ? &s->tile : &s->two_four;
   json_t *line = json_pack(
-      "{s:s, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+      "{s:s, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
+      "s:f}",
       "type", "step", "step", (json_int_t)s->step, "tokens", tokens_after(j, s->step), "loss",
       r->loss, "density_soft", r->density_soft, "density_hard", s->density_hard, "flips_tile",
       (json_int_t)s->flips_tile, "flips_24", (json_int_t)r->flips_24, "lr", lr, "lr_24",
       r->learning_rate * set->lr_24, "grad_norm", r->gradient_norm, "regularizer", r->regularizer,
       "kappa", first->kappa, "tau", first->tau, "kappa_24", s->two_four.kappa, "tau_24",
-      s->two_four.tau, "seconds", s->seconds, "elapsed", s->elapsed_seconds);
+      s->two_four.tau, "seconds", s->seconds, "mask_seconds", r->mask_seconds, "elapsed",
+      s->elapsed_seconds);
   const struct scalar scalars[] = {
       {"train/loss", r->loss},           {"train/gradient_norm", r->gradient_norm},
       {"train/learning_rate", lr},       {"density/soft", r->density_soft},

@@ -36,6 +36,7 @@ struct learner {
   struct linear_weight masked_weight; /* what the tap answers with */
   int formed;                         /* the site whose W * M is in `masked`, -1 = none */
   double formed_squares;              /* sum of its (w M)^2 */
+  double mask_seconds;                /* spent on masks in this step */
   int32_t *ids;                       /* (micro, window) */
 
   /* the sample in use */
@@ -64,6 +65,7 @@ struct step_result {
   double gradient_norm;
   double learning_rate; /* the share of the rates that the schedule gives */
   int64_t flips_24;     /* groups whose argmax differs from the step before */
+  double mask_seconds;  /* of the step: sampling, mask gradients, the optimizer */
 };
 /* The gradient of one step, in the logits' gradient members, on the windows that the sampler draws
  * for it: draws are numbered step * batch + i over `train` (train_count), window indices.

@@ -390,11 +390,12 @@ static void say_plan(const struct learn_report *r) {
   log_info("%s mode, sparsity %g: %lld weights in %lld tiles, %lld steps of %lld x %lld tokens",
            learn_mode_name[s->mode], s->sparsity, (long long)p->learned_weights,
            (long long)p->tiles, (long long)s->steps, (long long)s->batch, (long long)s->window);
-  log_info("memory %.2f GiB, disk %.2f GiB, time about %.1f minutes (prior %.1f, learning %.1f, "
-           "held-out loss %.1f) at %.0f GFLOP/s",
-           p->memory_bytes / GIB, p->disk_bytes / GIB,
-           (p->prior_seconds + p->learn_seconds + p->heldout_seconds) / 60, p->prior_seconds / 60,
-           p->learn_seconds / 60, p->heldout_seconds / 60, p->gflops);
+  log_info(
+      "memory %.2f GiB, disk %.2f GiB, time about %.1f minutes (prior %.1f, learning %.1f, "
+      "held-out loss %.1f) at %.0f GFLOP/s",
+      p->memory_bytes / GIB, p->disk_bytes / GIB,
+      (p->prior_seconds + p->learn_seconds + p->heldout_seconds) / 60, p->prior_seconds / 60,
+      p->learn_seconds / 60, p->heldout_seconds / 60, p->gflops);
 }
 
 enum status learn_run(const struct learn_request *request, struct learn_report *report,

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "kernel/ops.h"
 #include "learn/learner.h"
 
@@ -33,8 +34,10 @@ static struct mask_source site_source(const struct learner *l, const struct lear
 static void form_masked(struct learner *l, const struct learn_site *s) {
   if (l->formed == s->site->index) return;
   const struct mask_source source = site_source(l, s);
+  const double start = clock_seconds();
   l->formed_squares = mask_sample(&source, s->site->weight.dense, l->masked);
   l->formed = s->site->index;
+  l->mask_seconds += clock_seconds() - start;
 }
 
 static struct learn_site *learned_site(struct learner *l, const struct linear_site *site) {
@@ -86,9 +89,11 @@ static void take_gradient(void *ctx, const struct linear_site *site, const float
   const struct mask_source source = site_source(l, s);
   double *soft_gradient =
       learn_uses_tiles(&l->settings) ? l->tiles.soft_gradient + s->first_tile : NULL;
+  const double start = clock_seconds();
   /* the first micro-batch of a step overwrites what the last step left */
   mask_backward(&source, site->weight.dense, l->gradient, slope, l->micro > 0, s->groups.gradient,
                 soft_gradient);
+  l->mask_seconds += clock_seconds() - start;
 }
 
 /* --- micro-batches --- */
@@ -208,10 +213,13 @@ enum status learner_gradient(struct learner *l, const struct windows *windows, c
 
 enum status learner_step(struct learner *l, const struct windows *windows, const int64_t *train,
                          int64_t train_count, struct step_result *result, struct error *err) {
+  l->mask_seconds = 0;
   enum status status = learner_gradient(l, windows, train, train_count, result, err);
   if (status != STATUS_OK) return status;
+  const double start = clock_seconds();
   update(l, result->learning_rate, result->gradient_norm);
   result->flips_24 = learner_harden_groups(l);
+  result->mask_seconds = l->mask_seconds + clock_seconds() - start;
   l->step++;
   return STATUS_OK;
 }

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Learning speed of tessera against the plain PyTorch program, interleaved, into a ledger.
+
+usage: learn_speed.py MODEL TEXT [--rounds 3] [--csv results/learn_speed.csv]
+
+Each round runs a few joint steps of 1,024 tokens of both programs (bench/reference_torch.py; run
+this with a Python that has torch and transformers). Ratios are taken within a round, because
+machines drift; the ledger gets the median.
+"""
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
+STEPS = 4
+
+
+def tessera_rate(model, text, prior, threads):
+    """Tokens a second, share of mask work, peak bytes; the first step warms up."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = os.path.join(folder, "run")
+        subprocess.run(
+            [TESSERA, "learn", model, "--mode", "joint", "--sparsity", "0.45", "--data", text,
+             "--tokens", str(STEPS * 1024), "--window", "512", "--batch", "2", "--prior", prior,
+             "--heldout-windows", "1", "--evaluations", "1", "--threads", str(threads), "--out", run,
+             "--quiet", "--json", os.path.join(folder, "out.json")],
+            check=True, stdout=subprocess.DEVNULL)
+        with open(os.path.join(run, "record.jsonl")) as file:
+            steps = [line for line in map(json.loads, file) if line["type"] == "step"][1:]
+        with open(os.path.join(folder, "out.json")) as file:
+            peak = json.load(file)["peak_bytes"]
+    seconds = statistics.median(step["seconds"] for step in steps)
+    mask = statistics.median(step["mask_seconds"] / step["seconds"] for step in steps)
+    return 1024 / seconds, mask, peak
+
+
+def torch_rate(threads):
+    output = subprocess.run(
+        [sys.executable, os.path.join(HERE, "reference_torch.py"), "--json", "--steps",
+         str(STEPS - 1), "--threads", str(threads)],
+        check=True, stdout=subprocess.PIPE, text=True).stdout
+    report = json.loads(output)
+    return report["tokens_per_s"], report["torch"]
+
+
+def machine():
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("text")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--csv", default="results/learn_speed.csv")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        prior = os.path.join(folder, "prior.mask")
+        subprocess.run([TESSERA, "prune", arguments.model, "--method", "magnitude", "--pattern",
+                        "2:4", "--out", prior, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        rounds = []
+        for index in range(arguments.rounds):
+            ours = tessera_rate(arguments.model, arguments.text, prior, arguments.threads)
+            theirs = torch_rate(arguments.threads)
+            rounds.append((ours, theirs))
+            print(f"round {index + 1}: tessera {ours[0]:.1f}, torch {theirs[0]:.1f} tokens/s "
+                  f"({ours[0] / theirs[0]:.2f}x); masks {100 * ours[1]:.1f} % of a step", flush=True)
+    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
+    isa = os.environ.get("TSR_ISA", "best")
+    row = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": version.split("(")[1].rstrip(")\n"),
+        "machine": machine(),
+        "isa": isa,
+        "threads": arguments.threads,
+        "step": "joint, SmolLM2-135M, 2 x 512 tokens",
+        "tessera_tokens_per_s": round(statistics.median(r[0][0] for r in rounds), 1),
+        "torch_tokens_per_s": round(statistics.median(r[1][0] for r in rounds), 1),
+        "ratio": round(statistics.median(r[0][0] / r[1][0] for r in rounds), 2),
+        "mask_share": round(statistics.median(r[0][1] for r in rounds), 3),
+        "peak_mib": round(max(r[0][2] for r in rounds) / 2**20),
+        "torch": rounds[0][1][1],
+        "rounds": arguments.rounds,
+    }
+    new = not os.path.exists(arguments.csv)
+    with open(arguments.csv, "a", newline="") as file:
+        writer = csv.DictWriter(file, row.keys())
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(f"{arguments.csv}: {row}")
+
+
+if __name__ == "__main__":
+    main()
