@@ -35,6 +35,8 @@ struct mask_kernels {
   double (*gradient_squares)(const float *gradient, int64_t blocks);
   void (*adamw)(const struct mask_adamw_factors *f, int64_t blocks, const float *gradient,
                 float *logits, float *first, float *second);
+  /* The code of each group's largest logit, the first on ties: code (blocks, 16). */
+  void (*choose)(const float *logits, int64_t blocks, int32_t *code);
 };
 
 #endif

@@ -216,16 +216,16 @@ void mask_backward(const struct mask_source *source, struct matrix_view w, const
 
 /* --- hardening --- */
 
-static uint8_t hard_code(const float *logits, int64_t cols, int64_t row, int64_t group) {
-  int64_t width = cols - group * GROUP < GROUP ? cols - group * GROUP : GROUP;
+/* The best candidate of a row's last group, of `width` < 4 columns, among those that fit it. */
+static uint8_t narrow_code(const float *logits, int64_t cols, int64_t row, int64_t width) {
   int best = 0;
-  float top = logits[mask_logit_index(cols, row, group, 0)];
-  for (int k = 1; k <= MASK_STORED; k++) {
-    float value = k < MASK_STORED ? logits[mask_logit_index(cols, row, group, k)] : 0.0f;
-    if (value > top && sparse_code_fits(sparse_candidate_code[k], width)) {
-      best = k;
-      top = value;
-    }
+  float top = -INFINITY;
+  for (int k = 0; k <= MASK_STORED; k++) {
+    int64_t at = mask_logit_index(cols, row, mask_row_groups(cols) - 1, k);
+    float value = k < MASK_STORED ? logits[at] : 0.0f;
+    if (!sparse_code_fits(sparse_candidate_code[k], width) || !(value > top)) continue;
+    best = k;
+    top = value;
   }
   return sparse_candidate_code[best];
 }
@@ -237,18 +237,31 @@ struct harden {
   int64_t *changed; /* (items) */
 };
 
+/* Packs a row's chosen codes, two groups a byte; returns how many differ from what was there. */
+static int64_t pack_codes(const int32_t *chosen, int64_t groups, uint8_t *codes) {
+  int64_t changed = 0;
+  for (int64_t g = 0; g < groups; g += 2, codes++) {
+    int pair = chosen[g] | (g + 1 < groups ? chosen[g + 1] << 4 : *codes & 0xf0);
+    int difference = pair ^ *codes;
+    changed += (difference & 0x0f) != 0;
+    changed += (difference & 0xf0) != 0;
+    *codes = (uint8_t)pair;
+  }
+  return changed;
+}
+
 static void harden_item(void *ctx, int64_t item, int worker) {
   const struct harden *h = ctx;
   (void)worker;
-  int64_t groups = mask_row_groups(h->cols), stride = (h->cols + 7) / 8, changed = 0;
+  int64_t groups = mask_row_groups(h->cols), blocks = mask_row_blocks(h->cols), changed = 0;
+  int64_t width = h->cols - (groups - 1) * GROUP, stride = (h->cols + 7) / 8;
   int64_t end = (item + 1) * STRIP_ROWS < h->rows ? (item + 1) * STRIP_ROWS : h->rows;
-  for (int64_t row = item * STRIP_ROWS; row < end; row++)
-    for (int64_t g = 0; g < groups; g++) {
-      uint8_t *pair = h->codes + row * stride + g / 2, code = hard_code(h->logits, h->cols, row, g);
-      int shift = g % 2 * 4;
-      changed += (*pair >> shift & 15) != code;
-      *pair = (uint8_t)((*pair & ~(15 << shift)) | code << shift);
-    }
+  int32_t *chosen = (int32_t *)kernel_scratch(SCRATCH_MASK, (size_t)(blocks * MASK_BLOCK));
+  for (int64_t row = item * STRIP_ROWS; row < end; row++) {
+    kernel_table()->mask.choose(h->logits + mask_logit_index(h->cols, row, 0, 0), blocks, chosen);
+    if (width < GROUP) chosen[groups - 1] = narrow_code(h->logits, h->cols, row, width);
+    changed += pack_codes(chosen, groups, h->codes + row * stride);
+  }
   h->changed[item] = changed;
 }
 

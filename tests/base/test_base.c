@@ -33,6 +33,30 @@ static void uniforms_stay_open(void **state) {
   assert_true(rng_uniform_open(0xffffffffu) < 1.0f);
 }
 
+/* Each of 126 bits moves one uniform by a step of its own; the two left over move none. */
+static void six_uniforms_share_no_bits(void **state) {
+  (void)state;
+  const float step = 1.0f / 2097152.0f;
+  float zero[6], u[6], sum[6] = {0};
+  rng_six_uniforms((uint32_t[4]){0}, zero);
+  for (int k = 0; k < 6; k++) assert_true(zero[k] == step / 2);
+  int idle = 0;
+  for (int bit = 0; bit < 128; bit++) {
+    uint32_t words[4] = {0};
+    words[bit / 32] = 1u << bit % 32;
+    rng_six_uniforms(words, u);
+    int moved = 0;
+    for (int k = 0; k < 6; k++) {
+      moved += u[k] != zero[k];
+      sum[k] += u[k] - zero[k];
+    }
+    assert_true(moved <= 1);
+    idle += !moved;
+  }
+  assert_int_equal(idle, 2);
+  for (int k = 0; k < 6; k++) assert_true(sum[k] == 1 - step);
+}
+
 static void count_item(void *ctx, int64_t item, int worker) {
   (void)worker;
   ((int *)ctx)[item]++;
@@ -98,9 +122,13 @@ static void allocation_checks_overflow(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(philox_known_answers),     cmocka_unit_test(uniforms_stay_open),
-      cmocka_unit_test(pool_runs_each_item_once), cmocka_unit_test(pool_is_shared),
-      cmocka_unit_test(pool_survives_fork),       cmocka_unit_test(allocation_checks_overflow),
+      cmocka_unit_test(philox_known_answers),
+      cmocka_unit_test(uniforms_stay_open),
+      cmocka_unit_test(six_uniforms_share_no_bits),
+      cmocka_unit_test(pool_runs_each_item_once),
+      cmocka_unit_test(pool_is_shared),
+      cmocka_unit_test(pool_survives_fork),
+      cmocka_unit_test(allocation_checks_overflow),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -240,8 +240,7 @@ static void sharp_schedules_stay_finite(void **state) {
 
 /* --- hardening --- */
 
-static void hardening(void **state) {
-  (void)state;
+static void harden_case(void) {
   for (int64_t cols = 61; cols <= 64; cols++) {
     struct problem p = problem_make(50, cols, 32, MASKLLM, DTYPE_F32);
     uint8_t *codes = zeroed((size_t)(50 * ((cols + 7) / 8)), 1);
@@ -261,6 +260,35 @@ static void hardening(void **state) {
     free(codes);
     problem_free(&p);
   }
+}
+static void hardening(void **state) {
+  (void)state;
+  for_each_isa(harden_case);
+}
+
+/* Of equal logits the first candidate that fits is chosen. */
+static void tie_case(void) {
+  enum { COLS = 67 };
+  struct problem p = problem_make(2, COLS, 32, MASKLLM, DTYPE_F32);
+  uint8_t codes[2 * ((COLS + 7) / 8)] = {0};
+  for (int64_t g = 0; g < p.groups; g++)
+    for (int k = 0; k < 5; k++) {
+      p.logits[mask_logit_index(COLS, 0, g, k)] = -1;             /* the last, 0, is largest */
+      p.logits[mask_logit_index(COLS, 1, g, k)] = k < 3 ? -1 : 0; /* three share 0 */
+    }
+  mask_harden(p.logits, 2, COLS, codes);
+  for (int64_t g = 0; g + 1 < p.groups; g++) {
+    assert_int_equal(codes[g / 2] >> g % 2 * 4 & 15, sparse_candidate_code[5]);
+    assert_int_equal(codes[(COLS + 7) / 8 + g / 2] >> g % 2 * 4 & 15, sparse_candidate_code[3]);
+  }
+  /* the last group has three columns: 1100, 1010 and 0110 fit */
+  assert_int_equal(codes[p.groups / 2] & 15, sparse_candidate_code[0]);
+  assert_int_equal(codes[(COLS + 7) / 8 + p.groups / 2] & 15, sparse_candidate_code[3]);
+  problem_free(&p);
+}
+static void ties(void **state) {
+  (void)state;
+  for_each_isa(tie_case);
 }
 
 /* --- AdamW --- */
@@ -359,6 +387,7 @@ int main(void) {
       cmocka_unit_test(samples_and_gradients),
       cmocka_unit_test(sharp_schedules_stay_finite),
       cmocka_unit_test(hardening),
+      cmocka_unit_test(ties),
       cmocka_unit_test(adamw_equals_six_logits),
       cmocka_unit_test(same_bits_at_any_thread_count),
   };

@@ -93,8 +93,8 @@ static void wide_products(void **state) {
     }
     vi x = vi_load(a), y = vi_load(b);
     vi even = vi_mul_even(x, y), odd = vi_mul_even(vi_odd(x), vi_odd(y));
-    vf_store((float *)low, vf_of_bits(vi_interleave(even, odd)));
-    vf_store((float *)high, vf_of_bits(vi_interleave(vi_odd(even), vi_odd(odd))));
+    vi_store(low, vi_interleave(even, odd));
+    vi_store(high, vi_interleave(vi_odd(even), vi_odd(odd)));
     for (int i = 0; i < VL; i++) {
       uint64_t want = (uint64_t)(uint32_t)a[i] * (uint32_t)b[i];
       assert_true((uint32_t)high[i] == want >> 32 && (uint32_t)low[i] == (uint32_t)want);

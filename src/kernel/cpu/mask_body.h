@@ -253,6 +253,21 @@ static void adamw(const struct mask_adamw_factors *f, int64_t blocks, const floa
     }
 }
 
+static void choose(const float *logits, int64_t blocks, int32_t *code) {
+  for (int64_t group = 0; group < blocks * LANES; group += VL) {
+    const float *at = logits + group / LANES * (STORED * LANES) + group % LANES;
+    vf top = vf_load(at);
+    vi best = vi_set(sparse_candidate_code[0]);
+    for (int k = 1; k < SIX; k++) {
+      vf value = k < STORED ? vf_load(at + k * LANES) : vf_zero();
+      vm larger = vf_less(top, value);
+      top = vf_select(larger, value, top);
+      best = vi_select(larger, vi_set(sparse_candidate_code[k]), best);
+    }
+    vi_store(code + group, best);
+  }
+}
+
 static void fill_mask(struct kernel_table *table) {
-  table->mask = (struct mask_kernels){sample, backward, gradient_squares, adamw};
+  table->mask = (struct mask_kernels){sample, backward, gradient_squares, adamw, choose};
 }

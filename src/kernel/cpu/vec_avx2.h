@@ -46,11 +46,15 @@ INLINE vf vf_select(vm m, vf yes, vf no) { return _mm256_blendv_ps(no, yes, m); 
 
 INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
 INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const void *)p); }
+INLINE void vi_store(int32_t *p, vi x) { _mm256_storeu_si256((void *)p, x); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+INLINE vi vi_select(vm m, vi yes, vi no) {
+  return _mm256_blendv_epi8(no, yes, _mm256_castps_si256(m));
+}
 #define vi_shl(a, n) _mm256_slli_epi32(a, n)
 #define vi_shr(a, n) _mm256_srli_epi32(a, n)
 #define vi_sar(a, n) _mm256_srai_epi32(a, n)

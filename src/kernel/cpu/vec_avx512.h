@@ -46,11 +46,13 @@ INLINE vf vf_select(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, ye
 
 INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+INLINE void vi_store(int32_t *p, vi x) { _mm512_storeu_si512(p, x); }
 INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+INLINE vi vi_select(vm m, vi yes, vi no) { return _mm512_mask_blend_epi32(m, no, yes); }
 #define vi_shl(a, n) _mm512_slli_epi32(a, n)
 #define vi_shr(a, n) _mm512_srli_epi32(a, n)
 #define vi_sar(a, n) _mm512_srai_epi32(a, n)

@@ -137,6 +137,20 @@ static void adamw(const struct mask_adamw_factors *f, int64_t blocks, const floa
     }
 }
 
+static void choose(const float *logits, int64_t blocks, int32_t *code) {
+  for (int64_t g = 0; g < blocks * LANES; g++) {
+    const float *group = logits + g / LANES * (STORED * LANES) + g % LANES;
+    float top = group[0];
+    code[g] = sparse_candidate_code[0];
+    for (int k = 1; k < SPARSE_CANDIDATES; k++) {
+      float value = k < STORED ? group[k * LANES] : 0.0f;
+      if (!(value > top)) continue;
+      top = value;
+      code[g] = sparse_candidate_code[k];
+    }
+  }
+}
+
 void ref_fill_mask(struct kernel_table *table) {
-  table->mask = (struct mask_kernels){sample, backward, gradient_squares, adamw};
+  table->mask = (struct mask_kernels){sample, backward, gradient_squares, adamw, choose};
 }
