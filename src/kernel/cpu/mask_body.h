@@ -135,6 +135,7 @@ INLINE void whole_masks(vf tile, vf rest, const vf m[GROUP], vf mask[GROUP]) {
 
 static double sample(const struct mask_row *row, const float *w, float *out) {
   const struct sampler s = sampler_make(row);
+  unsigned mode = flush_begin();
   vd sum = vd_zero();
   for (int64_t group = 0; group < row->blocks * LANES; group += VL) {
     vf y[SIX], m[GROUP], mask[GROUP], squares = vf_zero();
@@ -148,6 +149,7 @@ static double sample(const struct mask_row *row, const float *w, float *out) {
     }
     sum = vd_add(sum, vd_add(vd_low(squares), vd_high(squares)));
   }
+  flush_end(mode);
   return vd_sum(sum);
 }
 
@@ -169,6 +171,7 @@ INLINE void logit_gradients(const struct sampler *s, const vf y[SIX], const vf m
 static void backward(const struct mask_row *row, const float *w, const float *dw, float decay,
                      bool accumulate, float *dlogits, float *dtile) {
   const struct sampler s = sampler_make(row);
+  unsigned mode = flush_begin();
   for (int64_t group = 0; group < row->blocks * LANES; group += VL) {
     vf y[SIX], m[GROUP], mask[GROUP], dm[GROUP];
     vf tile = vf_load(row->tile + group), rest = vf_sub(vf_set(1.0f), tile);
@@ -191,6 +194,7 @@ static void backward(const struct mask_row *row, const float *w, const float *dw
       logit_gradients(&s, y, m, dm, accumulate,
                       dlogits + group / LANES * (STORED * LANES) + group % LANES);
   }
+  flush_end(mode);
 }
 
 /* All six gradients of VL groups, scaled. */
@@ -240,6 +244,7 @@ INLINE void group_moments(const struct mask_adamw_factors *f, const vf g[SIX], f
 
 static void adamw(const struct mask_adamw_factors *f, int64_t blocks, const float *gradient,
                   float *logits, float *first, float *second) {
+  unsigned mode = flush_begin();
   for (int64_t b = 0; b < blocks; b++)
     for (int lane = 0; lane < LANES; lane += VL) {
       int64_t at = b * STORED * LANES + lane;
@@ -251,6 +256,7 @@ static void adamw(const struct mask_adamw_factors *f, int64_t blocks, const floa
         vf_store(logits + at + k * LANES, vf_sub(vf_mul(vf_set(f->keep), x), change));
       }
     }
+  flush_end(mode);
 }
 
 static void choose(const float *logits, int64_t blocks, int32_t *code) {
