@@ -6,13 +6,32 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
-enum { HEADER_BYTES = 64, MAP_THRESHOLD_BYTES = 1 << 20 };
+enum { HEADER_BYTES = 64, MAP_THRESHOLD_BYTES = 1 << 20, HUGE_PAGE_BYTES = 2 << 20 };
 
 struct header {
   size_t total_bytes;
   size_t mapped;
 };
+
+/* Blocks of huge pages begin at one: the matrices would otherwise need more pages than the
+ * processor remembers. What lies in front and behind is given back. NULL when memory is out. */
+static char *map_zeros(size_t total) {
+  size_t slack = total >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : 0, whole;
+  if (!checked_add(total, slack, &whole)) return NULL;
+  char *base = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) return NULL;
+  if (!slack) return base;
+  size_t front = (HUGE_PAGE_BYTES - (uintptr_t)base % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), end = (front + total + page - 1) / page * page;
+  if (front) munmap(base, front);
+  if (end < whole) munmap(base + end, whole - end);
+#ifdef MADV_HUGEPAGE
+  madvise(base + front, total, MADV_HUGEPAGE);
+#endif
+  return base + front;
+}
 
 void *mem_alloc(size_t count, size_t size, struct error *err) {
   size_t bytes, total;
@@ -25,11 +44,7 @@ void *mem_alloc(size_t count, size_t size, struct error *err) {
   bool mapped = total >= MAP_THRESHOLD_BYTES;
   char *base = NULL;
   if (mapped) {
-    base = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED) base = NULL;
-#ifdef MADV_HUGEPAGE
-    if (base && total >= (8u << 20)) madvise(base, total, MADV_HUGEPAGE);
-#endif
+    base = map_zeros(total);
   } else {
     base = aligned_alloc(64, total);
     if (base) memset(base, 0, total);

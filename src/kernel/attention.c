@@ -65,15 +65,10 @@ static void pack_over_columns(const float *rows, int64_t ld, int64_t count, int6
 
 /* Packs the same rows as B of a product over `count`: (panels, count, tile_cols). */
 static void pack_over_rows(const float *rows, int64_t ld, int64_t count, int64_t n, float *out) {
-  int64_t width = kernel_table()->tile_cols;
-  for (int64_t j = 0; j < n; j += width) {
-    int64_t cols = least(n - j, width);
-    for (int64_t i = 0; i < count; i++) {
-      float *to = out + j * count + i * width;
-      memcpy(to, rows + i * ld + j, (size_t)cols * sizeof(float));
-      memset(to + cols, 0, (size_t)(width - cols) * sizeof(float));
-    }
-  }
+  const struct kernel_table *table = kernel_table();
+  for (int64_t j = 0; j < n; j += table->tile_cols)
+    table->pack_copied(rows + j, ld, least(n - j, table->tile_cols), count, table->tile_cols,
+                       out + j * count);
 }
 
 /* c (m, n) = or += A (m, k) times packed panels. */

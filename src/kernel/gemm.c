@@ -16,8 +16,8 @@
 #include "kernel/select.h"
 
 enum {
-  K_BLOCK = 256, /* a panel of B, K_BLOCK x tile_cols, fits the first-level cache */
-  K_SUPER = 6 * K_BLOCK,
+  K_BLOCK = 384, /* a panel of B, K_BLOCK x tile_cols, about fits the first-level cache */
+  K_SUPER = 4 * K_BLOCK,
   M_SUPER = 1536,          /* packed A: at most M_SUPER x K_SUPER, 9 MiB */
   N_SUPER_BYTES = 8 << 20, /* packed B */
   ITEM_ROWS = 96,
@@ -25,6 +25,8 @@ enum {
   SEGMENT = 256,        /* columns fetched at a time while packing */
   SMALL_WORK = 1 << 17, /* multiply-adds below which threads do not pay */
 };
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Panels of `width` stored rows (transposed packing) or stored columns (copying), over k range
  * [k0, k0 + kc): out (panel, kc, width). */
@@ -55,15 +57,16 @@ static void pack_panel_transposed(const struct packing *p, int64_t first, int64_
 
 /* Copies a band of panels, so that a stored row is fetched in long pieces. */
 static void pack_band_copied(const struct packing *p, int64_t first, int64_t count, float *out) {
-  float *buffer = kernel_scratch(SCRATCH_SEGMENT, (size_t)count);
-  for (int64_t k = 0; k < p->kc; k++) {
-    const float *row = operand_segment(p->op, p->k0 + k, first, count, buffer);
-    for (int64_t i = 0; i < count; i += p->width) {
-      float *to = out + i * p->kc + k * p->width;
-      int64_t n = count - i < p->width ? count - i : p->width;
-      memcpy(to, row + i, (size_t)n * sizeof(float));
-      if (n < p->width) memset(to + n, 0, (size_t)(p->width - n) * sizeof(float));
-    }
+  const struct kernel_table *table = kernel_table();
+  const struct product_operand *op = p->op;
+  bool in_place = !op->hybrid && op->plain.dtype == DTYPE_F32;
+  float *buffer = in_place ? NULL : kernel_scratch(SCRATCH_SEGMENT, (size_t)count);
+  int64_t steps = in_place ? p->kc : 1;
+  for (int64_t k = 0; k < p->kc; k += steps) {
+    const float *rows = operand_segment(op, p->k0 + k, first, count, buffer);
+    for (int64_t i = 0; i < count; i += p->width)
+      table->pack_copied(rows + i, op->plain.ld, least(count - i, p->width), steps, p->width,
+                         out + i * p->kc + k * p->width);
   }
 }
 
@@ -108,8 +111,6 @@ struct multiplication {
   float *c;
   int64_t ldc;
 };
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Equal k blocks of at most K_BLOCK. */
 static int64_t k_block_size(int64_t kc) {

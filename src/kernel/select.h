@@ -30,6 +30,9 @@ struct kernel_table {
    * .. width - 1. */
   void (*pack_transposed)(const float *source, int64_t ld, int64_t count, int64_t k, int64_t width,
                           float *out);
+  /* out (k, width) = source (k, count; leading dimension ld), zeros in the other columns. */
+  void (*pack_copied)(const float *source, int64_t ld, int64_t count, int64_t k, int64_t width,
+                      float *out);
   /* Expands `count` elements of a native dtype. */
   void (*widen)(enum dtype dtype, const void *source, int64_t count, float *out);
   /* y[t * ldy + r] = dot(row r of w, row t of x), for 1 <= tokens <= SKINNY_TOKENS_MAX.

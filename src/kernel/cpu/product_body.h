@@ -15,17 +15,22 @@ INLINE void tile_of(const int rows, int64_t k, const float *a, int64_t row_step,
 #pragma GCC unroll 12
   for (int i = 0; i < rows; i++) {
     __builtin_prefetch(c + i * ldc, 1);
+    __builtin_prefetch(c + i * ldc + TILE_COLS - 1, 1);
     sum[i][0] = sum[i][1] = vf_zero();
   }
+  /* One pointer for three rows, which the address modes reach with a step or two: with one pointer
+   * for all, twelve offsets do not fit the registers and are reloaded in every turn. */
+  const float *at[4];
+  for (int i = 0; i < 4; i++) at[i] = a + (3 * i < rows ? 3 * i : 0) * row_step;
   for (int64_t p = 0; p < k; p++) {
     vf b0 = vf_load(b), b1 = vf_load(b + VL);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
-      vf x = vf_set(a[i * row_step]);
+      vf x = vf_set(at[i / 3][i % 3 * row_step]);
       sum[i][0] = vf_fma(x, b0, sum[i][0]);
       sum[i][1] = vf_fma(x, b1, sum[i][1]);
     }
-    a += k_step;
+    for (int i = 0; i < 4; i++) at[i] += k_step;
     b += TILE_COLS;
   }
   vf factor = vf_set(alpha);
@@ -80,11 +85,25 @@ INLINE void transpose_quad(const float *source, int64_t ld, int64_t width, float
   for (int i = 0; i < 4; i++) vf_store(out + i * width, x[i]);
 }
 
-static void pack_columns(const float *source, int64_t ld, int64_t first, int64_t count, int64_t k0,
-                         int64_t k, int64_t width, float *out) {
-  for (int64_t p = k0; p < k; p++)
-    for (int64_t i = first; i < width; i++)
-      out[p * width + i] = i < count ? source[i * ld + p] : 0.0f;
+/* The rows from `first` on, fewer than VL or fewer columns than four: by way of a block of VL rows
+ * in which what is missing is zero. */
+static void pack_ragged(const float *source, int64_t ld, int64_t first, int64_t count, int64_t k0,
+                        int64_t k, int64_t width, float *out) {
+  enum { STEPS = 64 };
+  float block[VL * STEPS] = {0};
+  int64_t lanes = width - first < VL ? width - first : VL;
+  for (int64_t p0 = k0; p0 < k; p0 += STEPS) {
+    int64_t steps = k - p0 < STEPS ? k - p0 : STEPS;
+    for (int64_t i = 0; i < VL && first + i < count; i++)
+      memcpy(block + i * STEPS, source + (first + i) * ld + p0, (size_t)steps * sizeof(float));
+    for (int64_t p = 0; p < steps; p += 4) {
+      vf x[4];
+      for (int i = 0; i < 4; i++) x[i] = vf_load_quads(block + i * STEPS + p, STEPS);
+      vf_transpose_quads(x);
+      for (int64_t i = 0; i < 4 && p + i < steps; i++)
+        vf_store_part(out + (p0 + p + i) * width + first, lanes, x[i]);
+    }
+  }
 }
 
 static void pack_transposed(const float *source, int64_t ld, int64_t count, int64_t k,
@@ -93,8 +112,26 @@ static void pack_transposed(const float *source, int64_t ld, int64_t count, int6
   for (int64_t p = 0; p < quads; p += 4)
     for (int64_t i = 0; i < whole; i += VL)
       transpose_quad(source + i * ld + p, ld, width, out + p * width + i);
-  if (whole < width) pack_columns(source, ld, whole, count, 0, k, width, out);
-  if (quads < k) pack_columns(source, ld, 0, count, quads, k, width, out);
+  for (int64_t i = 0; i < whole && quads < k; i += VL)
+    pack_ragged(source, ld, i, count, quads, k, width, out);
+  for (int64_t i = whole; i < width; i += VL) pack_ragged(source, ld, i, count, 0, k, width, out);
+}
+
+INLINE void copy_lanes(const float *from, int64_t count, int64_t lanes, float *to) {
+  if (count >= VL && lanes >= VL)
+    vf_store(to, vf_load(from));
+  else
+    vf_store_part(to, lanes, vf_load_part(from, count));
+}
+
+static void pack_copied(const float *source, int64_t ld, int64_t count, int64_t k, int64_t width,
+                        float *out) {
+  for (int64_t p = 0; p < k; p++, source += ld, out += width)
+    for (int64_t i = 0; i < width; i += VL) {
+      int64_t lanes = width - i < VL ? width - i : VL;
+      int64_t here = count - i < 0 ? 0 : count - i < lanes ? count - i : lanes;
+      copy_lanes(source + i, here, lanes, out + i);
+    }
 }
 
 INLINE const void *element(enum dtype dtype, const void *base, int64_t index) {
@@ -339,6 +376,7 @@ static void fill_product(struct kernel_table *table) {
   table->tile_cols = TILE_COLS;
   table->tile = tile;
   table->pack_transposed = pack_transposed;
+  table->pack_copied = pack_copied;
   table->widen = widen;
   table->dot_rows = dot_rows;
   table->hybrid_dot_rows = hybrid_dot_rows;

@@ -27,6 +27,14 @@ static float element(enum dtype dtype, const void *source, int64_t i) {
   return dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
 }
 
+static void pack_copied(const float *source, int64_t ld, int64_t count, int64_t k, int64_t width,
+                        float *out) {
+  for (int64_t p = 0; p < k; p++, source += ld, out += width) {
+    memcpy(out, source, (size_t)count * sizeof(float));
+    memset(out + count, 0, (size_t)(width - count) * sizeof(float));
+  }
+}
+
 static void widen(enum dtype dtype, const void *source, int64_t count, float *out) {
   for (int64_t i = 0; i < count; i++) out[i] = element(dtype, source, i);
 }
@@ -98,6 +106,7 @@ void ref_fill_product(struct kernel_table *table) {
   table->tile_cols = COLS;
   table->tile = tile;
   table->pack_transposed = pack_transposed;
+  table->pack_copied = pack_copied;
   table->widen = widen;
   table->dot_rows = dot_rows;
   table->hybrid_dot_rows = hybrid_dot_rows;
