@@ -13,9 +13,12 @@ import json
 import math
 import os
 import subprocess
+import sys
 import tempfile
 
-import numpy as np
+sys.path.pop(0)  # this folder has a tokenizers.py, which is not the package that is meant
+
+import numpy as np  # noqa: E402
 
 GGUF_TYPES = ("f16", "bf16", "q8_0")
 FIELDS = ["commit", "model", "density", "export", "type", "loader", "windows", "window",
