@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "convert/convert.h"
+#include "convert/inspect.h"
 #include "convert/weights.h"
 
 enum target { TO_HF, TO_GGUF, TO_MASK_NPZ };
@@ -13,6 +14,7 @@ struct settings {
   struct common_options common;
   const char *mask, *out, *type;
   int target;
+  int64_t tile;
 };
 
 static const struct option options[] = {
@@ -23,6 +25,8 @@ static const struct option options[] = {
     {"type", OPTION_TEXT, offsetof(struct settings, type), NULL, 0, 0, NULL, "f32|f16|bf16|q8_0",
      "what weights are rounded to (q8_0 in a GGUF only); as they are stored when f32, f16 or bf16, "
      "else bf16"},
+    {"tile", OPTION_INT, offsetof(struct settings, tile), "128", 4, SPARSE_TILE_MAX, NULL, "N",
+     "mask-npz without --mask: side of the tiles to look for in a dense checkpoint's zeros"},
     {"out", OPTION_TEXT, offsetof(struct settings, out), NULL, 0, 0, NULL, "PATH",
      "the directory or file to write"},
     COMMON_OPTIONS(struct settings, common)};
@@ -51,6 +55,15 @@ static enum status export(const struct settings *s, const struct model *model,
 return STATUS_USAGE;
 }
 
+/* What to leave out: the mask file; for mask-npz without one, what the weights say. */
+static enum status load_masks(const struct settings *s, const struct model *model,
+                              struct mask_set *out, struct error *err) {
+  if (!s->mask)
+    return s->target == TO_MASK_NPZ ? inspect_masks(model, s->tile, out, err) : STATUS_OK;
+  enum status status = mask_load(out, s->mask, err);
+  return status ? status : weights_check_masks(model, out, err);
+}
+
 static enum status report(const struct settings *s, const struct model *model,
                           const struct mask_set *masks, enum dtype type, struct error *err) {
   const double density = weights_density(model, masks);
@@ -71,11 +84,13 @@ static enum status run(const struct command *command, void *settings_pointer,
   common_apply(&s->common);
   if (s->target < 0 || !s->out)
     return error_set(err, STATUS_USAGE, "export needs --to hf|gguf|mask-npz and --out");
-  const struct mask_set *given = s->mask ? &masks : NULL;
+  if (s->tile % 4)
+    return error_set(err, STATUS_USAGE, "--tile %lld is no multiple of 4", (long long)s->tile);
   enum status status = common_check_output(&s->common, s->out, err);
-  if (!status && s->mask) status = mask_load(&masks, s->mask, err);
   if (!status) status = model_open_headers(&model, positionals->items[0], err);
   if (!status) status = parse_type(s, model, &type, err);
+  if (!status) status = load_masks(s, model, &masks, err);
+  const struct mask_set *given = masks.count ? &masks : NULL;
   if (!status) status = export(s, model, given, type, err);
   if (!status) status = report(s, model, given, type, err);
   mask_set_free(&masks);

@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "convert/convert.h"
+#include "convert/inspect.h"
 #include "convert/weights.h"
 #include "io/file.h"
 
@@ -13,11 +14,14 @@ struct settings {
   struct common_options common;
   const char *mask, *out;
   int type;
+  int64_t tile;
 };
 
 static const struct option options[] = {
     {"mask", OPTION_TEXT, offsetof(struct settings, mask), NULL, 0, 0, NULL, "MASK",
-     "the 2:4 or hybrid mask"},
+     "the 2:4 or hybrid mask; left out, the one that the zeros of a dense checkpoint speak of"},
+    {"tile", OPTION_INT, offsetof(struct settings, tile), "128", 4, SPARSE_TILE_MAX, NULL, "N",
+     "without --mask: side of the tiles to look for, a multiple of 4"},
     {"out", OPTION_TEXT, offsetof(struct settings, out), NULL, 0, 0, NULL, "DIR",
      "the directory to write"},
     {"type", OPTION_CHOICE, offsetof(struct settings, type), "bf16", 0, 0, "bf16|f16|f32", NULL,
@@ -52,10 +56,13 @@ static enum status run(const struct command *command, void *settings_pointer,
   struct model *model = NULL;
   struct mask_set masks = {0};
   common_apply(&s->common);
-  if (!s->mask || !s->out) return error_set(err, STATUS_USAGE, "pack needs --mask and --out");
+  if (!s->out) return error_set(err, STATUS_USAGE, "say where the model goes with --out DIR");
+  if (s->tile % 4)
+    return error_set(err, STATUS_USAGE, "--tile %lld is no multiple of 4", (long long)s->tile);
   enum status status = common_check_output(&s->common, s->out, err);
-  if (!status) status = mask_load(&masks, s->mask, err);
   if (!status) status = model_open_headers(&model, positionals->items[0], err);
+  if (!status)
+    status = s->mask ? mask_load(&masks, s->mask, err) : inspect_masks(model, s->tile, &masks, err);
   if (!status) status = convert_pack(model, &masks, s->out, types[s->type], s->common.force, err);
   if (!status) status = report(s, model, &masks, clock_seconds() - start, err);
   mask_set_free(&masks);

@@ -24,7 +24,8 @@ enum status convert_to_hf(const struct model *model, const struct mask_set *mask
 enum status convert_to_gguf(const struct model *model, const struct mask_set *masks,
                             const char *out, enum dtype dtype, bool replace, struct error *err);
 
-/* The reference's mask.npz. Without masks, those that a packed model stands for. */
+/* The reference's mask.npz; the masks must not be NULL, and are not held against the weights: they
+ * may be a packed model's own (inspect_masks). */
 enum status convert_to_mask_npz(const struct model *model, const struct mask_set *masks,
                                 const char *out, bool replace, struct error *err);
 

@@ -146,3 +146,48 @@ void inspection_free(struct inspection *i) {
   mem_free(i->linears);
   *i = (struct inspection){0};
 }
+
+/* --- masks from weights --- */
+
+static bool has_sparse_tile(const struct mask_matrix *m) {
+  for (int64_t t = 0; t < mask_tile_count(m); t++)
+    if (!m->tiles[t]) return true;
+  return false;
+}
+
+static enum status site_mask(const struct model *model, int site, int64_t tile,
+                             struct mask_matrix *out, struct error *err) {
+  const struct linear_site *s = model_site(model, site);
+  struct mask_matrix bits;
+  enum status status;
+  if (s->weight.hybrid) {
+    status = hybrid_check(s->weight.hybrid, s->name, err);
+    return status ? status : hybrid_mask(s->weight.hybrid, s->name, out, err);
+  }
+  status = inspect_nonzero(model, site, &bits, err);
+  if (status) return status;
+  status = detect_tiles(&bits, tile, tile, out, err);
+  mask_matrix_free(&bits);
+  return status;
+}
+
+enum status inspect_masks(const struct model *model, int64_t tile, struct mask_set *out,
+                          struct error *err) {
+  enum status status = STATUS_OK;
+  *out = (struct mask_set){0};
+  for (int i = 0; i < model_site_count(model) && !status; i++) {
+    struct mask_matrix m = {0};
+    status = interrupt_check(err);
+    if (!status) status = site_mask(model, i, tile, &m, err);
+    const bool keep = model_site(model, i)->weight.hybrid || (!status && has_sparse_tile(&m));
+    if (!status && keep) status = mask_set_add(out, &m, err);
+    mask_matrix_free(&m);
+  }
+  if (!status && !out->count)
+    status = error_set(err, STATUS_REFUSED,
+                       "no linear of %s has a 2:4 tile of %lld x %lld; give --mask, or another "
+                       "--tile",
+                       model_path(model), (long long)tile, (long long)tile);
+  if (status) mask_set_free(out);
+  return status;
+}

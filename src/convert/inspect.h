@@ -31,4 +31,10 @@ void inspection_free(struct inspection *i);
 enum status inspect_nonzero(const struct model *model, int site, struct mask_matrix *out,
                             struct error *err);
 
+/* The masks that a model's weights speak of: of packed linears their own, of others those that
+ * their zeros fit in tiles of `tile` x `tile`. Linears without a 2:4 tile get none; STATUS_REFUSED
+ * when that is all of them. */
+enum status inspect_masks(const struct model *model, int64_t tile, struct mask_set *out,
+                          struct error *err);
+
 #endif

@@ -30,6 +30,10 @@ static struct tile_facts look_at_tile(const struct mask_matrix *bits, struct til
   return facts;
 }
 
+static bool is_sparse(const struct tile_facts *facts) {
+  return facts->pairs && facts->nonzero < facts->area;
+}
+
 static struct hybrid_matrix tiling(const struct mask_matrix *bits, int64_t tile_rows,
                                    int64_t tile_cols) {
   return (struct hybrid_matrix){
@@ -70,7 +74,7 @@ void detect_zeros(const struct mask_matrix *bits, int64_t tile_rows, int64_t til
   *out = (struct detection){0};
   for (int64_t t = 0; t < tiles; t++) {
     const struct tile_facts facts = look_at_tile(bits, hybrid_tile_box(&h, t));
-    const bool sparse = facts.pairs && facts.nonzero < facts.area;
+    const bool sparse = is_sparse(&facts);
     out->nonzero += facts.nonzero;
     out->tiles_sparse += sparse;
     out->tiles_dense += !sparse;
@@ -96,12 +100,12 @@ const char *zero_pattern_name(const struct detection *d, char text[16]) {
   return text;
 }
 
-/* Code of a group with exactly min(2, width) positions. */
+/* Code of a group that keeps these positions (at most two), and the leftmost others where there are
+ * fewer than two. A group of one column gets 1100, whose second position does not exist. */
 static uint8_t code_of(unsigned group) {
-  const int first = __builtin_ctz(group);
+  for (unsigned bit = 1; __builtin_popcount(group) < 2; bit <<= 1) group |= bit;
   const unsigned rest = group & (group - 1);
-  if (!rest) return sparse_candidate_code[0]; /* width 1 */
-  return (uint8_t)(first | __builtin_ctz(rest) << 2);
+  return (uint8_t)(__builtin_ctz(group) | __builtin_ctz(rest) << 2);
 }
 
 static void fill_codes(const struct mask_matrix *bits, struct tile_box box,
@@ -126,5 +130,20 @@ enum status detect_hybrid(const struct mask_matrix *bits, int64_t tile_rows, int
     if (*fits && !out->tiles[t]) fill_codes(bits, box, out);
   }
   if (!*fits) mask_matrix_free(out);
+  return STATUS_OK;
+}
+
+enum status detect_tiles(const struct mask_matrix *bits, int64_t tile_rows, int64_t tile_cols,
+                         struct mask_matrix *out, struct error *err) {
+  const struct hybrid_matrix h = tiling(bits, tile_rows, tile_cols);
+  enum status status =
+      mask_matrix_init_hybrid(out, bits->name, bits->rows, bits->cols, tile_rows, tile_cols, err);
+  if (status) return status;
+  for (int64_t t = 0; t < mask_tile_count(out); t++) {
+    const struct tile_box box = hybrid_tile_box(&h, t);
+    const struct tile_facts facts = look_at_tile(bits, box);
+    out->tiles[t] = !is_sparse(&facts);
+    if (!out->tiles[t]) fill_codes(bits, box, out);
+  }
   return STATUS_OK;
 }

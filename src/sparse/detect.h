@@ -28,6 +28,11 @@ const char *zero_pattern_name(const struct detection *d, char text[16]);
 void detect_zeros(const struct mask_matrix *bits, int64_t tile_rows, int64_t tile_cols,
                   struct detection *out);
 
+/* The hybrid mask that fits `bits` tightest: tiles as detect_zeros sees them, codes that keep all
+ * nonzero positions (and the leftmost zeros where a group has fewer than it may keep). */
+enum status detect_tiles(const struct mask_matrix *bits, int64_t tile_rows, int64_t tile_cols,
+                         struct mask_matrix *out, struct error *err);
+
 /* The hybrid mask that `bits` is: each tile full, or each of its groups with exactly two kept (or
  * what its width allows). *fits false, and nothing in *out, when it is none. */
 enum status detect_hybrid(const struct mask_matrix *bits, int64_t tile_rows, int64_t tile_cols,

@@ -49,6 +49,9 @@ static void from_prune_to_verify(void **state) {
   assert_int_equal(run_f("verify %s --against %s", mask, model), 0);
   assert_int_equal(run_f("export %s --to hf --out %s", packed, dense), 0);
   assert_int_equal(run_f("verify %s --against %s --tile 16", dense, packed), 0);
+  assert_int_equal(run_f("pack %s --tile 16 --type f32 --out %s", dense, scratch_path("repacked")),
+                   0);
+  assert_int_equal(run_f("verify %s --against %s", scratch_path("repacked"), packed), 0);
   assert_int_equal(run_f("inspect %s --json %s", packed, json), 0);
   found = read_json(json);
   double again = 0;
@@ -118,7 +121,8 @@ static void wrong_usage_is_two(void **state) {
       "prune nowhere --out x --method magnitude --pattern 4:4",
       "prune nowhere --out x --method magnitude --pattern unstructured --sparsity 1",
       "prune nowhere --out x --method magnitude --tile 30",
-      "pack nowhere --out x",
+      "pack nowhere",
+      "pack nowhere --out x --tile 6",
       "export nowhere --out x",
       "export nowhere --to hf --type q8_0",
       "inspect",

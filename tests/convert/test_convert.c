@@ -222,15 +222,30 @@ static void masks_go_out_and_come_back(void **state) {
   const char *packed = scratch_path("for_npz"), *path = scratch_path("out.npz");
   must(convert_pack(model, &masks, packed, DTYPE_F32, true, &err), err);
   struct model *p = open_model(packed);
-  must(convert_to_mask_npz(p, NULL, path, true, &err), err);
+  struct mask_set own;
+  must(inspect_masks(p, TILE, &own, &err), err);
+  must(convert_to_mask_npz(p, &own, path, true, &err), err);
   must(mask_load(&back, path, &err), err);
   assert_int_equal(back.count, masks.count);
   for (size_t i = 0; i < masks.count; i++)
     assert_int_equal(mask_kept(&back.items[i]),
                      mask_kept(mask_set_find(&masks, back.items[i].name)));
-  assert_int_equal(convert_to_mask_npz(p, NULL, path, false, &err), STATUS_REFUSED);
-  assert_int_equal(convert_to_mask_npz(model, NULL, path, true, &err), STATUS_REFUSED);
+  assert_int_equal(convert_to_mask_npz(p, &own, path, false, &err), STATUS_REFUSED);
+  mask_set_free(&own);
   mask_set_free(&back);
+  /* and from a dense checkpoint's zeros */
+  const char *zeros = scratch_path("zeros");
+  must(convert_to_hf(model, &masks, zeros, DTYPE_F32, true, &err), err);
+  struct model *z = open_model(zeros);
+  must(inspect_masks(z, TILE, &own, &err), err);
+  assert_true(fabs(weights_density(z, &own) - weights_density(model, &masks)) < 1e-12);
+  must(convert_pack(z, &own, packed, DTYPE_F32, true, &err), err);
+  struct model *again = open_model(packed);
+  assert_same_weights(model, &masks, DTYPE_F32, again);
+  model_close(again);
+  model_close(z);
+  mask_set_free(&own);
+  assert_int_equal(inspect_masks(model, TILE, &own, &err), STATUS_REFUSED);
   mask_set_free(&masks);
   model_close(p);
   model_close(model);
