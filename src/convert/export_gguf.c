@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/mem.h"
@@ -22,7 +23,7 @@ struct gguf_export {
   const struct model *model;
   const struct mask_set *masks;
   const struct model_config *config;
-  const char *arch;
+  const char *arch, *out;
   enum dtype dtype;
   struct gguf_builder *builder;
   struct weight_stream *streams; /* (tensors) */
@@ -117,6 +118,27 @@ static void set_numbers(struct gguf_export *x) {
     gguf_set_f32(b, arch_key(x, room, "final_logit_softcapping"), (float)c->final_softcap);
 }
 
+/* Writes the keys alone to a file, reads them back as a tokenizer, and compares. */
+static enum status check_tokenizer(struct gguf_export *x, const struct tokenizer *own,
+                                   struct error *err) {
+  struct strbuf path = {0};
+  struct tokenizer *written = NULL;
+  bool agree = false;
+  strbuf_printf(&path, "%s.tokenizer", x->out);
+  enum status status = gguf_write(x->builder, strbuf_text(&path), NULL, 0, err);
+  if (!status) status = tokenizer_open(&written, strbuf_text(&path), err);
+  if (!status) status = tokenizer_agree(own, written, &agree, err);
+  if (!status && !agree)
+    status = error_set(err, STATUS_REFUSED,
+                       "the tokenizer of %s does not work in a GGUF as it does there; export to hf "
+                       "instead",
+                       model_path(x->model));
+  tokenizer_close(written);
+  unlink(strbuf_text(&path));
+  strbuf_free(&path);
+  return status;
+}
+
 static enum status set_tokenizer(struct gguf_export *x, struct error *err) {
   struct tokenizer *tokenizer;
   if (!directory_has_tokenizer(x->model)) {
@@ -126,6 +148,7 @@ static enum status set_tokenizer(struct gguf_export *x, struct error *err) {
   enum status status = tokenizer_open(&tokenizer, model_path(x->model), err);
   if (status) return status;
   status = tokenizer_to_gguf(tokenizer, x->config->vocab_size, x->builder, err);
+  if (!status) status = check_tokenizer(x, tokenizer, err);
   tokenizer_close(tokenizer);
   return status;
 }
@@ -238,6 +261,7 @@ enum status convert_to_gguf(const struct model *model, const struct mask_set *ma
                           .masks = masks,
                           .config = config,
                           .arch = config->family->gguf ? config->family->gguf : "llama",
+                          .out = out,
                           .dtype = dtype};
   if (!replace && file_exists(out))
     return error_set(err, STATUS_REFUSED, "%s exists; give --force to replace it", out);

@@ -74,5 +74,9 @@ enum status tokenizer_export(const struct tokenizer *t, const char *directory, s
 struct gguf_builder;
 enum status tokenizer_to_gguf(const struct tokenizer *t, int64_t vocab_size,
                               struct gguf_builder *builder, struct error *err);
+/* Whether both give the same ids for a text full of cases (in composed form: a GGUF cannot say that
+ * texts are to be normalized, and llama.cpp does not). */
+enum status tokenizer_agree(const struct tokenizer *a, const struct tokenizer *b, bool *agree,
+                            struct error *err);
 
 #endif

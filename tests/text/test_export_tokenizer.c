@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "io/file.h"
+#include "io/gguf.h"
 #include "io/json.h"
 #include "support/support.h"
 #include "text/tokenizer.h"
@@ -105,6 +106,42 @@ static void test_directories_are_copied(void **state) {
   free(copy);
   tokenizer_close(a);
   tokenizer_close(b);
+}
+
+/* Written as the keys of a GGUF and read back. Not for texts that a tokenizer normalizes. */
+static void check_keys(const char *path) {
+  struct error err = {0};
+  struct tokenizer *a, *b;
+  bool agree;
+  const char *file = scratch_path("keys.gguf");
+  struct gguf_builder *builder = gguf_builder_new();
+  must(tokenizer_open(&a, path, &err), err);
+  must(tokenizer_to_gguf(a, tokenizer_vocab_size(a) + 3, builder, &err), err);
+  must(gguf_write(builder, file, NULL, 0, &err), err);
+  gguf_builder_free(builder);
+  must(tokenizer_open(&b, file, &err), err);
+  assert_int_equal(tokenizer_vocab_size(b), tokenizer_vocab_size(a) + 3);
+  assert_int_equal(tokenizer_bos(a), tokenizer_bos(b));
+  assert_int_equal(tokenizer_eos(a), tokenizer_eos(b));
+  must(tokenizer_agree(a, b, &agree, &err), err);
+  if (!agree) fail_msg("%s: other ids from its GGUF keys", path);
+  tokenizer_close(a);
+  tokenizer_close(b);
+}
+
+static void test_keys(void **state) {
+  check_keys(golden("tokenizer_byte_level.json"));
+  check_keys(golden("tokenizer_bpe.gguf"));
+  check_keys(golden("tokenizer_spm.gguf"));
+}
+
+static void test_keys_of_real_vocabularies(void **state) {
+  static const char *const names[] = {"tokenizers/ggml-vocab/ggml-vocab-gpt-2.gguf",
+                                      "tokenizers/ggml-vocab/ggml-vocab-llama-spm.gguf",
+                                      "tokenizers/llama2_tokenizer.model",
+                                      "models/stories260K/tokenizer.model"};
+  if (!shared_data(names[0])) skip();
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_keys(shared_data(names[i]));
 }
 
 int main(void) {

@@ -2,7 +2,9 @@
 
 Exports MODEL under MASK to a Hugging Face directory and to GGUF files of three types, loads them in
 transformers and in llama.cpp (PyPI's llama-cpp-python), and holds the mean loss over a few windows
-of TEXT and the ids of its tokens against tessera's. Appends rows to a CSV ledger.
+of TEXT and the ids of its tokens against tessera's. Replaces the model's rows in a CSV ledger, and
+exits with 1 when zeros or ids differ, or transformers' loss by more than 1e-4: llama.cpp rounds
+activations, by 8 bits for q8_0, so that its losses are recorded but not judged.
 
 Needs: pip install torch transformers safetensors gguf llama-cpp-python sentencepiece protobuf
 Usage: python tools/compare/exports.py MODEL MASK TEXT [--ledger results/exports.csv]
@@ -72,6 +74,18 @@ def run_llama_cpp(path, windows, text):
     return float(np.mean(nll)), zeros, ids
 
 
+def write_ledger(path, rows):
+    kept = []
+    if os.path.exists(path):
+        with open(path, newline="") as file:
+            kept = [r for r in csv.DictReader(file) if r["model"] != rows[0]["model"]]
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w", newline="") as out:
+        writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + rows)
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("model", "mask", "text"):
@@ -110,13 +124,9 @@ def main():
                              zeros_expected=expected, ids_equal=list(other_ids) == ids))
             print(rows[-1], flush=True)
             assert math.isfinite(nll)
-    new = not os.path.exists(a.ledger)
-    os.makedirs(os.path.dirname(a.ledger) or ".", exist_ok=True)
-    with open(a.ledger, "a", newline="") as out:
-        writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    write_ledger(a.ledger, rows)
+    good = all(r["zeros"] == r["zeros_expected"] and r["ids_equal"] for r in rows)
+    sys.exit(not (good and float(rows[0]["difference"]) < 1e-4))
 
 
 main()
