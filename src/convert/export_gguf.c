@@ -129,10 +129,10 @@ static enum status check_tokenizer(struct gguf_export *x, const struct tokenizer
   if (!status) status = tokenizer_open(&written, strbuf_text(&path), err);
   if (!status) status = tokenizer_agree(own, written, &agree, err);
   if (!status && !agree)
-    status = error_set(err, STATUS_REFUSED,
-                       "the tokenizer of %s does not work in a GGUF as it does there; export to hf "
-                       "instead",
-                       model_path(x->model));
+    log_warn(
+        "llama.cpp will cut some texts otherwise than the tokenizer of %s, whose rules (for "
+        "repeated blanks, say) a GGUF cannot hold",
+        model_path(x->model));
   tokenizer_close(written);
   unlink(strbuf_text(&path));
   strbuf_free(&path);

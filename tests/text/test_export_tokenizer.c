@@ -138,8 +138,7 @@ static void test_keys(void **state) {
 static void test_keys_of_real_vocabularies(void **state) {
   static const char *const names[] = {"tokenizers/ggml-vocab/ggml-vocab-gpt-2.gguf",
                                       "tokenizers/ggml-vocab/ggml-vocab-llama-spm.gguf",
-                                      "tokenizers/llama2_tokenizer.model",
-                                      "models/stories260K/tokenizer.model"};
+                                      "tokenizers/llama2_tokenizer.model"};
   if (!shared_data(names[0])) skip();
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_keys(shared_data(names[i]));
 }
@@ -148,6 +147,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_byte_level),
                                      cmocka_unit_test(test_sentencepiece),
                                      cmocka_unit_test(test_right_strip_and_template),
-                                     cmocka_unit_test(test_directories_are_copied)};
+                                     cmocka_unit_test(test_directories_are_copied),
+                                     cmocka_unit_test(test_keys),
+                                     cmocka_unit_test(test_keys_of_real_vocabularies)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
