@@ -150,6 +150,7 @@ static enum status begin(struct run *run, struct error *err) {
   if (status == STATUS_OK) status = open_journal(run, err);
   if (status == STATUS_OK) status = prior_harden(&run->prior, l, err);
   if (status == STATUS_OK) status = heldout_loss(run, true, &run->state.dense_loss, err);
+  if (status == STATUS_OK) status = interrupt_check(err); /* nothing is lost: --resume starts */
   if (status == STATUS_OK) status = heldout_loss(run, false, &run->state.prior_loss, err);
   if (status != STATUS_OK) return status;
   if (!isfinite(run->state.prior_loss) || !isfinite(run->state.dense_loss))
@@ -174,11 +175,12 @@ static enum status start_or_continue(struct run *run, struct error *err) {
     status = checkpoint_load(l, &run->state, run->identity, run->directory.path, &found, err);
   if (status != STATUS_OK) return status;
   if (!found) return begin(run, err);
-  for (int i = 0; i < l->site_count; i++) { /* tile mode's codes are the prior's */
+  for (int i = 0; i < l->site_count; i++) { /* tile mode's codes are the prior's for good */
     struct mask_matrix *m = &l->sites[i].mask;
     memcpy(m->codes, mask_set_find(&run->prior, m->name)->codes,
            (size_t)(m->rows * mask_code_stride(m)));
   }
+  learner_harden_groups(l);
   log_info("going on after step %lld of %lld", (long long)l->step, (long long)l->settings.steps);
   status = run_record_cut(&run->directory, run->state.record_bytes, err);
   return status == STATUS_OK ? open_journal(run, err) : status;

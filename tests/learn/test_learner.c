@@ -210,6 +210,19 @@ static void every_step_has_the_density(void **state) {
   }
 }
 
+/* docs/LEARNING.md: 21 bytes a weight where rows fill whole blocks of groups. */
+static void bytes_per_weight_are_as_documented(void **state) {
+  assert_int_equal(groups_bytes(576, 576), 21 * 576 * 576);
+  assert_int_equal(groups_bytes(1536, 576), 21 * 1536 * 576);
+  struct learn_settings joint = tiny_settings(LEARN_JOINT), tile = tiny_settings(LEARN_TILE);
+  int64_t groups = 0;
+  for (int i = 0; i < model_site_count(model); i++) {
+    const struct linear_weight *w = &model_site(model, i)->weight;
+    groups += (int64_t)groups_bytes(linear_rows(w), linear_cols(w));
+  }
+  assert_int_equal(learner_bytes(model, &joint) - learner_bytes(model, &tile), groups);
+}
+
 static void bad_numbers_stop_the_run(void **state) {
   struct learn_settings s = tiny_settings(LEARN_JOINT);
   struct learner l;
@@ -229,6 +242,7 @@ int main(void) {
       cmocka_unit_test(learning_lowers_the_loss),
       cmocka_unit_test(threads_do_not_show),
       cmocka_unit_test(every_step_has_the_density),
+      cmocka_unit_test(bytes_per_weight_are_as_documented),
       cmocka_unit_test(bad_numbers_stop_the_run),
   };
   return cmocka_run_group_tests(tests, open_all, close_all);
