@@ -212,9 +212,9 @@ static const struct linear_weight *hard_weight(void *ctx, const struct linear_si
   struct learner *l = ctx;
   if (l->site_of[site->index] < 0) return NULL;
   struct learn_site *s = &l->sites[l->site_of[site->index]];
-  for (int64_t row = 0; row < s->mask.rows; row++)
-    linear_row(&site->weight, row, l->masked + row * s->mask.cols);
-  mask_apply(&s->mask, l->masked, l->masked);
+  const struct matrix_view *w = &site->weight.dense;
+  if (w->dtype != DTYPE_F32) dtype_to_f32(w->dtype, w->data, w->rows * w->cols, l->masked);
+  mask_apply(&s->mask, w->dtype == DTYPE_F32 ? w->data : l->masked, l->masked);
   l->masked_weight.dense = (struct matrix_view){l->masked, DTYPE_F32, s->mask.rows, s->mask.cols};
   return &l->masked_weight;
 }

@@ -25,30 +25,37 @@ struct real_default {
   double at_short[LEARN_MODES], at_paper[LEARN_MODES];
 };
 
+/* Why the 2:4 logits of a short run look as they do: a group sees few gradients, most of them
+ * noise. AdamW moves a logit by up to the rate a step when its gradients agree, and by about the
+ * square root of that when they do not; so the prior stands some 14 steps' worth of the rate away
+ * from its neighbours, and what crosses that distance has earned it. The masks stay nearly hard
+ * from the first step (kappa, tau), else the loss is that of another model; the softmax is then so
+ * peaked that the gradients of the other candidates are tiny, which AdamW undoes when its epsilon
+ * is smaller still. */
 #define REAL(field, least, most, ...) \
   { #field, offsetof(struct learn_settings, field), least, most, __VA_ARGS__ }
 static const struct real_default reals[] = {
     REAL(lr_tile, 0, 1e3, {1e-2, 1e-2, 1e-2}, {1e-3, 1e-4, 1e-3}),
-    REAL(lr_24, 0, 1e3, {1e-3, 1e-3, 1e-3}, {1e-3, 1e-3, 1e-4}),
+    REAL(lr_24, 0, 1e3, {5e-3, 5e-3, 4e-3}, {1e-3, 1e-3, 1e-4}),
     REAL(lr_floor, 0, 1, {0, 0, 0.1}, {0, 0, 0.1}),
     REAL(beta1, 0, 0.9999, {0.9, 0.9, 0.9}, {0.9, 0.9, 0.9}),
     REAL(beta2, 0, 0.999999, {0.95, 0.95, 0.95}, {0.95, 0.95, 0.95}),
-    REAL(adam_eps, 0, 1, {1e-8, 1e-8, 1e-5}, {1e-8, 1e-8, 1e-5}),
+    REAL(adam_eps, 0, 1, {1e-15, 1e-8, 1e-15}, {1e-8, 1e-8, 1e-5}),
     REAL(weight_decay, 0, 10, {0, 0, 0}, {0, 0, 0.1}),
     REAL(clip, 1e-12, 1e12, {1, 1, 1}, {1, 1, 1}),
     REAL(tile.kappa_first, 0, 1e9, {100, 100, 100}, {25, 100, 25}),
     REAL(tile.kappa_last, 0, 1e9, {500, 500, 500}, {350, 500, 350}),
     REAL(tile.tau_first, 1e-4, 1e4, {4, 4, 4}, {2, 2, 2}),
     REAL(tile.tau_last, 1e-4, 1e4, {0.05, 0.05, 0.05}, {0.05, 0.05, 0.05}),
-    REAL(two_four.kappa_first, 0, 1e9, {100, 100, 100}, {100, 100, 100}),
+    REAL(two_four.kappa_first, 0, 1e9, {500, 500, 500}, {100, 100, 100}),
     REAL(two_four.kappa_last, 0, 1e9, {500, 500, 500}, {500, 500, 500}),
     REAL(two_four.tau_first, 1e-4, 1e4, {4, 4, 4}, {4, 4, 4}),
-    REAL(two_four.tau_last, 1e-4, 1e4, {0.05, 0.05, 0.05}, {0.05, 0.05, 0.05}),
+    REAL(two_four.tau_last, 1e-4, 1e4, {1, 1, 1}, {0.05, 0.05, 0.05}),
     REAL(l1, 0, 1e6, {7, 3, 0}, {7, 3, 0}),
     REAL(l2, 0, 1e6, {0, 0, 0}, {10, 0.1, 1e-5}),
     REAL(init_std, 0, 1e3, {0.014, 0.014, 0.01}, {0.014, 0.014, 0.01}),
     REAL(prior_strength_tile, 0, 1e3, {3, 3, 3}, {3, 3, 3}),
-    REAL(prior_strength_24, 0, 1e3, {3, 3, 3}, {3, 3, 3}),
+    REAL(prior_strength_24, 0, 1e3, {5, 5, 5}, {3, 3, 3}),
 };
 #undef REAL
 enum { REALS = sizeof reals / sizeof *reals };

@@ -48,6 +48,7 @@ static struct learn_settings tiny_settings(enum learn_mode mode) {
   s.batch = 4;
   s.micro = 2;
   s.tile_rows = s.tile_cols = 8;
+  s.two_four = (struct learn_anneal){100, 500, 4, 0.05}; /* soft enough for finite differences */
   s.regularizer = REGULARIZER_PAPER;
   s.l2 = 3;
   must(learn_settings_resolve(&s, WINDOW, &err), err);
