@@ -16,8 +16,8 @@
 #include "kernel/select.h"
 
 enum {
-  K_BLOCK = 384, /* a panel of B, K_BLOCK x tile_cols, about fits the first-level cache */
-  K_SUPER = 4 * K_BLOCK,
+  K_BLOCK = 256, /* a panel of B, K_BLOCK x tile_cols, fits the first-level cache */
+  K_SUPER = 6 * K_BLOCK,
   M_SUPER = 1536,          /* packed A: at most M_SUPER x K_SUPER, 9 MiB */
   N_SUPER_BYTES = 8 << 20, /* packed B */
   ITEM_ROWS = 96,
