@@ -59,6 +59,14 @@ fuzz:
 compare: all
 	@tools/compare.sh
 
+# Appends to the ledgers under results/ what this machine gives now. PYTHON needs torch and
+# transformers for the comparison of learning speed.
+PYTHON ?= python3
+results: all
+	@tools/demo_data.py tessera-demo
+	@$(PYTHON) bench/quality.py tessera-demo
+	@$(PYTHON) bench/learn_speed.py tessera-demo/model.gguf tessera-demo/learn.jsonl
+
 install: all
 	@cmake --install $(BUILD) $(if $(PREFIX),--prefix $(PREFIX))
 
@@ -73,4 +81,4 @@ clean:
 
 FORCE:
 .PHONY: all setup tests test demo check-all sanitize-address sanitize-thread check-clang valgrind \
-  damage isa fuzz lint compare install format format-check clean FORCE
+  damage isa fuzz lint compare results install format format-check clean FORCE
