@@ -60,7 +60,7 @@ def main():
                 "learning_tokens": tokens, "learning_seconds": seconds,
                 "density": round(result["density"], 6), "window": WINDOW,
                 "predictions": result["predictions"], "perplexity": round(result["perplexity"], 3),
-                "kl": round(result["kl"], 4), "distance": round(far[0] / far[1], 3) if far else "",
+                "kl": round(result["kl"], 4), "distance": round(far[0] / far[1], 3) if far else len(rows),
             })
             print({key: rows[-1][key] for key in ("name", "seed", "density", "perplexity", "kl",
                                                   "distance")}, flush=True)
