@@ -35,7 +35,7 @@ struct real_default {
 #define REAL(field, least, most, ...) \
   { #field, offsetof(struct learn_settings, field), least, most, __VA_ARGS__ }
 static const struct real_default reals[] = {
-    REAL(lr_tile, 0, 1e3, {1e-2, 1e-2, 1e-2}, {1e-3, 1e-4, 1e-3}),
+    REAL(lr_tile, 0, 1e3, {2e-2, 2e-2, 2e-2}, {1e-3, 1e-4, 1e-3}),
     REAL(lr_24, 0, 1e3, {5e-3, 5e-3, 4e-3}, {1e-3, 1e-3, 1e-4}),
     REAL(lr_floor, 0, 1, {0, 0, 0.1}, {0, 0, 0.1}),
     REAL(beta1, 0, 0.9999, {0.9, 0.9, 0.9}, {0.9, 0.9, 0.9}),
@@ -45,7 +45,7 @@ static const struct real_default reals[] = {
     REAL(clip, 1e-12, 1e12, {1, 1, 1}, {1, 1, 1}),
     REAL(tile.kappa_first, 0, 1e9, {100, 100, 100}, {25, 100, 25}),
     REAL(tile.kappa_last, 0, 1e9, {500, 500, 500}, {350, 500, 350}),
-    REAL(tile.tau_first, 1e-4, 1e4, {4, 4, 4}, {2, 2, 2}),
+    REAL(tile.tau_first, 1e-4, 1e4, {16, 16, 16}, {2, 2, 2}),
     REAL(tile.tau_last, 1e-4, 1e4, {0.05, 0.05, 0.05}, {0.05, 0.05, 0.05}),
     REAL(two_four.kappa_first, 0, 1e9, {500, 500, 500}, {100, 100, 100}),
     REAL(two_four.kappa_last, 0, 1e9, {500, 500, 500}, {500, 500, 500}),
