@@ -31,42 +31,47 @@ static enum status init_site(struct learner *l, int index, struct error *err) {
   return status;
 }
 
-/* The tiles of all sites in one array; regions are blocks where each has its own target. */
+/* Regions and what they hold, linears left dense included: the model, or with per_block each block
+ * that has something to learn. region_of_layer (layers) is -1 for the others. */
+static int number_regions(const struct learner *l, int *region_of_layer, int64_t *totals) {
+  const int layers = model_config(l->model)->layers;
+  int regions = l->settings.per_block ? 0 : 1;
+  for (int i = 0; i < layers; i++) region_of_layer[i] = l->settings.per_block ? -1 : 0;
+  for (int i = 0; i < l->site_count; i++) {
+    int *region = &region_of_layer[l->sites[i].site->layer];
+    if (*region < 0) *region = regions++;
+  }
+  for (int i = 0; i < model_site_count(l->model); i++) {
+    const struct linear_site *site = model_site(l->model, i);
+    const int region = region_of_layer[site->layer];
+    if (region >= 0) totals[region] += site_weights(site);
+  }
+  return regions;
+}
+
 static enum status init_tiles(struct learner *l, struct error *err) {
   enum status status = STATUS_FAILED;
-  int blocks = model_config(l->model)->layers, regions = 0, last_block = -1;
+  const size_t layers = (size_t)model_config(l->model)->layers;
   struct mask_matrix *masks = mem_alloc((size_t)l->site_count, sizeof *masks, err);
   int *region_of = mem_alloc((size_t)l->site_count, sizeof *region_of, err);
-  int64_t *totals = mem_alloc((size_t)blocks + 1, sizeof *totals, err);
-  if (!masks || !region_of || !totals) goto out;
+  int *region_of_layer = mem_alloc(layers, sizeof *region_of_layer, err);
+  int64_t *totals = mem_alloc(layers, sizeof *totals, err);
+  if (!masks || !region_of || !region_of_layer || !totals) goto out;
+  const int regions = number_regions(l, region_of_layer, totals);
   int64_t tiles = 0;
   for (int i = 0; i < l->site_count; i++) {
     struct learn_site *s = &l->sites[i];
-    int block = l->settings.per_block ? s->site->layer : 0;
-    if (block != last_block) regions++;
-    last_block = block;
-    region_of[i] = regions - 1;
+    region_of[i] = region_of_layer[s->site->layer];
     masks[i] = s->mask;
     s->first_tile = tiles;
     tiles += mask_tile_count(&s->mask);
-  }
-  for (int i = 0, region = 0; i < model_site_count(l->model); i++) {
-    if (l->site_of[i] >= 0) region = region_of[l->site_of[i]];
-    /* what is left dense counts in the block it is in; in a block without learned linears nowhere
-     */
-    const struct linear_site *site = model_site(l->model, i);
-    int first = l->site_of[i];
-    for (int k = model_block_site(site->layer); first < 0 && k < model_block_site(site->layer + 1);
-         k++)
-      first = l->site_of[k];
-    if (first >= 0) region = region_of[first];
-    if (first >= 0 || !l->settings.per_block) totals[region] += site_weights(site);
   }
   status = tiles_init(&l->tiles, masks, region_of, l->site_count, totals, regions,
                       1 - l->settings.sparsity, err);
 out:
   mem_free(masks);
   mem_free(region_of);
+  mem_free(region_of_layer);
   mem_free(totals);
   return status;
 }
