@@ -216,8 +216,8 @@ static void odd_values_are_survived(void **state) {
       "{\"type\":\"row\",\"name\":\"b\",\"density\":0.5,\"perplexity\":-3}",
       "{\"type\":\"row\",\"name\":\"c\",\"density\":0.5,\"perplexity\":1e308}",
       "{\"type\":\"row\",\"name\":\"d\",\"density\":-7,\"perplexity\":1e-300}",
-      "{\"type\":\"row\",\"name\":\"e\",\"density\":1e300,\"perplexity\":5,\"disk_bytes\":1e300,"
-      "\"learning_tokens\":1e300}",
+      "{\"type\":\"row\",\"name\":\"e\",\"density\":1e300,\"perplexity\":5}",
+      "{\"type\":\"row\",\"name\":\"e\",\"disk_bytes\":1e300,\"learning_tokens\":1e300}",
       "{\"type\":\"row\",\"name\":\"f\",\"density\":\"much\",\"perplexity\":null}",
       "{\"type\":\"row\",\"name\":7}",
       "{\"type\":\"row\"}",
