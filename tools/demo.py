@@ -170,7 +170,7 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
             ["--from", self.path("sparsegpt.mask")]
             if row.key == "greedy"
             else ["--calib", self.path("learn.jsonl"), "--calib-tokens",
-                  str(self.plan["calibration_tokens"])]
+                  str(CALIBRATION_TOKENS)]
         )
         self.tessera("prune", self.path("model.gguf"), *row.prune, *source, "--out", mask)
         return mask
