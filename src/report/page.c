@@ -15,7 +15,7 @@ static const char style[] =
     "*{box-sizing:border-box;print-color-adjust:exact;-webkit-print-color-adjust:exact}\n"
     "body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,-apple-system,"
     "'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}\n"
-    "main{max-width:980px;margin:0 auto;padding:40px 28px 64px}\n"
+    "main{max-width:1060px;margin:0 auto;padding:40px 28px 64px}\n"
     "h1{font-size:1.65em;line-height:1.2;margin:0 0 .2em;letter-spacing:-.01em}\n"
     "h2{font-size:1.2em;margin:2.4em 0 .5em;padding-top:.9em;border-top:1px solid var(--rule)}\n"
     "h3{font-size:1em;margin:1.6em 0 .4em}\n"
