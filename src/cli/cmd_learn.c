@@ -54,7 +54,7 @@ static const struct option options[] = {
     {"calib-tokens", OPTION_INT, AT(calib_tokens), "0", 0, 1e12, NULL, "N",
      "tokens a prior is calibrated on; 0: as many as --tokens, 8192 to 262144"},
     COUNT("heldout-windows", heldout_windows, "-1", -1, 1 << 20,
-          "windows set aside for the held-out loss; -1: 2048 tokens"),
+          "windows set aside for the held-out loss; less than 1: 2048 tokens"),
     COUNT("evaluations", evaluations, "-1", -1, 1 << 20,
           "times the held-out loss is measured; -1: 4"),
     {"checkpoint-every", OPTION_REAL, AT(checkpoint_every), "120", 0, 1e9, NULL, "SECONDS",

@@ -156,7 +156,7 @@ static void resolve_choices(struct learn_settings *s) {
   if (s->regularizer < 0) s->regularizer = regularizer[s->mode];
   if (s->tile_prior < 0) s->tile_prior = TILE_PRIOR_RANK;
   if (s->evaluations < 0) s->evaluations = 4;
-  if (s->heldout_windows < 0) s->heldout_windows = clamp(2048 / s->window, 2, 64);
+  if (s->heldout_windows < 1) s->heldout_windows = clamp(2048 / s->window, 2, 64);
   if (!s->tile_rows) s->tile_rows = s->tile_cols ? s->tile_cols : 128;
   if (!s->tile_cols) s->tile_cols = s->tile_rows;
 }
