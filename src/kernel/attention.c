@@ -208,6 +208,48 @@ void attention_forward(const struct attention_shape *shape, const float *q, cons
   parallel_for(shape->sequences * shape->kv_heads * blocks, forward_item, &x);
 }
 
+struct decode {
+  struct attention_shape shape;
+  const struct kv_view *kv;
+  const float *q;
+  float *out;
+};
+
+/* Sequence `sequence` of them alone. */
+static struct attention decode_one(const struct decode *d, int64_t sequence) {
+  struct attention_shape shape = d->shape;
+  shape.sequences = 1;
+  shape.kv_length = d->kv[sequence].length;
+  shape.q_start = shape.kv_length - shape.q_length;
+  struct attention x = attention_make(&shape);
+  x.q = d->q + sequence * shape.q_length * x.q_step;
+  x.out = d->out + sequence * shape.q_length * x.q_step;
+  x.k = d->kv[sequence].k;
+  x.v = d->kv[sequence].v;
+  return x;
+}
+
+static void decode_item(void *ctx, int64_t item, int worker) {
+  const struct decode *d = ctx;
+  (void)worker;
+  struct attention x = decode_one(d, item / d->shape.heads);
+  for (int64_t row = 0; row < x.s.q_length; row++) few_row(&x, 0, item % d->shape.heads, row);
+}
+
+void attention_decode(const struct attention_shape *shape, const struct kv_view *kv, const float *q,
+                      float *out) {
+  struct decode d = {*shape, kv, q, out};
+  if (shape->q_length <= FEW_QUERIES) {
+    parallel_for(shape->sequences * shape->heads, decode_item, &d);
+    return;
+  }
+  int64_t blocks = (shape->q_length + Q_BLOCK - 1) / Q_BLOCK;
+  for (int64_t i = 0; i < shape->sequences; i++) {
+    struct attention x = decode_one(&d, i);
+    parallel_for(shape->kv_heads * blocks, forward_item, &x);
+  }
+}
+
 /* --- backward --- */
 
 struct backward_scratch {

@@ -16,9 +16,10 @@ void rmsnorm_backward(const float *dy, const float *x, const float *weight, bool
                       const float *inverse, int64_t rows, int64_t n, float *dx, bool accumulate);
 
 /* Rotary embedding in Hugging Face's "half" form: pairs (i, i + head_dim / 2). x (rows, heads,
- * head_dim) in place; row r has position `start + r % length`; cos, sin (positions, head_dim / 2).
- * `direction` +1 rotates, -1 rotates back (the backward pass). */
-void rope_apply(float *x, int64_t rows, int64_t length, int64_t start, int64_t heads,
+ * head_dim) in place, sequences of `length` rows; row r has position starts[r / length] + r %
+ * length, where `starts` may be NULL for zeros; cos, sin (positions, head_dim / 2). `direction` +1
+ * rotates, -1 rotates back (the backward pass). */
+void rope_apply(float *x, int64_t rows, int64_t length, const int64_t *starts, int64_t heads,
                 int64_t head_dim, const float *cos, const float *sin, int direction);
 
 /* out = act(gate) * up over n elements; act: silu, or gelu with the tanh approximation. */
@@ -42,6 +43,16 @@ struct attention_shape {
  * NULL. */
 void attention_forward(const struct attention_shape *shape, const float *q, const float *k,
                        const float *v, float *out, float *lse);
+/* The keys and values that one sequence has so far: k, v (length, kv_heads, head_dim). */
+struct kv_view {
+  float *k, *v;
+  int64_t length;
+};
+/* The same for sequences of different lengths: the q_length query rows of sequence i are the last
+ * ones of kv[i]. shape->kv_length and q_start are not looked at. q, out as above. What a sequence
+ * gets does not depend on the others. */
+void attention_decode(const struct attention_shape *shape, const struct kv_view *kv, const float *q,
+                      float *out);
 /* q_start = 0 and q_length = kv_length. dq, dk, dv are overwritten. */
 void attention_backward(const struct attention_shape *shape, const float *q, const float *k,
                         const float *v, const float *out, const float *lse, const float *dout,

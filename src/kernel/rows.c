@@ -83,7 +83,8 @@ void rmsnorm_backward(const float *dy, const float *x, const float *weight, bool
 
 struct rope {
   float *x;
-  int64_t rows, length, start, heads, head_dim, per_item;
+  int64_t rows, length, heads, head_dim, per_item;
+  const int64_t *starts;
   const float *cos, *sin;
   int direction;
 };
@@ -93,16 +94,25 @@ static void rope_item(void *ctx, int64_t item, int worker) {
   (void)worker;
   struct range range = item_range(item, r->per_item, r->rows);
   for (int64_t row = range.first; row < range.first + range.count; row++) {
-    int64_t at = (r->start + row % r->length) * (r->head_dim / 2);
+    int64_t start = r->starts ? r->starts[row / r->length] : 0;
+    int64_t at = (start + row % r->length) * (r->head_dim / 2);
     kernel_table()->rope(r->x + row * r->heads * r->head_dim, r->heads, r->head_dim, r->cos + at,
                          r->sin + at, r->direction);
   }
 }
 
-void rope_apply(float *x, int64_t rows, int64_t length, int64_t start, int64_t heads,
+void rope_apply(float *x, int64_t rows, int64_t length, const int64_t *starts, int64_t heads,
                 int64_t head_dim, const float *cos, const float *sin, int direction) {
-  struct rope r = {x,   rows, length,   start, heads, head_dim, rows_per_item(heads * head_dim),
-                   cos, sin,  direction};
+  struct rope r = {.x = x,
+                   .rows = rows,
+                   .length = length,
+                   .heads = heads,
+                   .head_dim = head_dim,
+                   .per_item = rows_per_item(heads * head_dim),
+                   .starts = starts,
+                   .cos = cos,
+                   .sin = sin,
+                   .direction = direction};
   parallel_for(item_count(rows, r.per_item), rope_item, &r);
 }
 

@@ -59,8 +59,8 @@ static const float *rotate_back(const struct block_run *run, bool is_k, const fl
   const struct block_norms *norms = &run->model->blocks[run->layer];
   const struct rope_table *rope = block_rope(run);
   int64_t heads = is_k ? c->kv_heads : c->heads, tokens = shape_tokens(run->shape);
-  rope_apply(d, tokens, run->shape.length, run->start, heads, c->head_dim, rope->cosine, rope->sine,
-             -1);
+  rope_apply(d, tokens, run->shape.length, run->starts, heads, c->head_dim, rope->cosine,
+             rope->sine, -1);
   if (!c->qk_norm) return d;
   rmsnorm_backward(d, raw, is_k ? norms->k : norms->q, c->norm_plus_one, inverse, tokens * heads,
                    c->head_dim, room, false);

@@ -82,7 +82,7 @@ void block_rotate(const struct block_run *run, bool is_k, const float *raw, floa
                     c->head_dim, dest, inverse);
   else
     memcpy(dest, raw, (size_t)(tokens * heads * c->head_dim) * sizeof *dest);
-  rope_apply(dest, tokens, run->shape.length, run->start, heads, c->head_dim, rope->cosine,
+  rope_apply(dest, tokens, run->shape.length, run->starts, heads, c->head_dim, rope->cosine,
              rope->sine, +1);
 }
 
@@ -91,8 +91,7 @@ struct attention_shape block_attention_shape(const struct block_run *run) {
   return (struct attention_shape){
       .sequences = run->shape.sequences,
       .q_length = run->shape.length,
-      .kv_length = run->start + run->shape.length,
-      .q_start = run->start,
+      .kv_length = run->shape.length,
       .heads = c->heads,
       .kv_heads = c->kv_heads,
       .head_dim = c->head_dim,
@@ -116,24 +115,37 @@ static void join(const struct block_run *run, const float *weight, const float *
   add_inplace(hidden, branch, tokens * c->hidden_size);
 }
 
+/* From the rotated q and k and from v; a session's keys and values join its caches first. */
+static void attend(const struct block_run *run) {
+  struct attention_shape shape = block_attention_shape(run);
+  const struct model_workspace *ws = run->ws;
+  const struct block_memory *b = run->memory;
+  if (!run->kv) {
+    attention_forward(&shape, ws->q, ws->k, b->v, b->attended, b->lse);
+    return;
+  }
+  int64_t width = config_kv_width(&run->model->config), count = shape.q_length * width;
+  for (int64_t i = 0; i < shape.sequences; i++) {
+    int64_t behind = run->starts[i] * width;
+    memcpy(run->kv[i].k + behind, ws->k + i * count, (size_t)count * sizeof(float));
+    memcpy(run->kv[i].v + behind, b->v + i * count, (size_t)count * sizeof(float));
+  }
+  attention_decode(&shape, run->kv, ws->q, b->attended);
+}
+
 static void attention_half(const struct block_run *run, float *hidden) {
   const struct model_config *c = &run->model->config;
   const struct block_norms *norms = &run->model->blocks[run->layer];
   struct model_workspace *ws = run->ws;
   struct block_memory *b = run->memory;
-  int64_t behind = run->start * config_kv_width(c);
-  float *k = run->cache_k ? run->cache_k + behind : ws->k;
-  float *v = run->cache_v ? run->cache_v + behind : b->v;
   rmsnorm_forward(hidden, norms->before_attention, c->norm_plus_one, c->rms_eps,
                   shape_tokens(run->shape), c->hidden_size, ws->normed, b->inverse_1);
   project(run, SITE_Q, ws->normed, b->q_raw);
   project(run, SITE_K, ws->normed, b->k_raw);
-  project(run, SITE_V, ws->normed, v);
+  project(run, SITE_V, ws->normed, b->v);
   block_rotate(run, false, b->q_raw, b->q_inverse, ws->q);
-  block_rotate(run, true, b->k_raw, b->k_inverse, k);
-  struct attention_shape shape = block_attention_shape(run);
-  attention_forward(&shape, ws->q, run->cache_k ? run->cache_k : k, run->cache_v ? run->cache_v : v,
-                    b->attended, b->lse);
+  block_rotate(run, true, b->k_raw, b->k_inverse, ws->k);
+  attend(run);
   float *branch = c->sandwich_norms ? b->projected : ws->normed;
   project(run, SITE_O, b->attended, branch);
   join(run, norms->after_attention, branch, b->inverse_o, hidden);

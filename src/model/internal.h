@@ -108,12 +108,14 @@ struct block_run {
   const struct model *model;
   int layer;
   struct model_shape shape;
-  int64_t start;         /* position of the first row: 0 but for a session */
   const struct tap *tap; /* or NULL */
   bool repeated;         /* the second forward of a checkpointed block: inputs are not shown */
   struct model_workspace *ws;
   struct block_memory *memory;
-  float *cache_k, *cache_v; /* (capacity, kv_heads * head_dim) of a session, or NULL */
+  /* Of a session, or NULL: the cache of each sequence at this layer, with room for the rows of this
+   * run at its end (length counts them), and the position of each sequence's first row. */
+  const struct kv_view *kv; /* (sequences) */
+  const int64_t *starts;    /* (sequences) */
 };
 
 /* forward.c, backward.c.

@@ -149,6 +149,7 @@ enum status model_nll(const struct model *model, const int32_t *ids, struct mode
 
 /* --- decoding with a KV cache --- */
 struct model_session;
+/* A session of one text of up to `capacity` tokens. */
 enum status model_session_new(struct model_session **out, const struct model *model,
                               int64_t capacity, struct error *err);
 void model_session_free(struct model_session *session);
@@ -159,5 +160,29 @@ enum status model_session_append(struct model_session *session, const int32_t *i
                                  float *logits, struct error *err);
 /* Forgets all tokens from position `length` on. */
 void model_session_truncate(struct model_session *session, int64_t length);
+
+/* --- decoding several texts at once ---
+ * A session may have up to SESSION_SLOTS_MAX slots, each with a text of its own that comes, grows
+ * and goes while the others stay: the functions above are those of slot 0. A step reads the weights
+ * once for all the slots it is given. The logits of a text do not depend on what the other slots
+ * hold, nor on which of them step along, but for rounding: the products of up to
+ * SKINNY_TOKENS_MAX rows (kernel/select.h) and of more sum in different orders. Within either, and
+ * at any thread count, the bits are the same. */
+enum { SESSION_SLOTS_MAX = 256 };
+enum status model_session_new_slots(struct model_session **out, const struct model *model,
+                                    int64_t slots, int64_t capacity, struct error *err);
+int64_t model_slot_length(const struct model_session *session, int64_t slot);
+/* As model_session_append; logits may be NULL, for a prompt that is read in pieces. */
+enum status model_slot_append(struct model_session *session, int64_t slot, const int32_t *ids,
+                              int64_t count, float *logits, struct error *err);
+/* As model_session_truncate; 0 makes the slot free for another text. */
+void model_slot_truncate(struct model_session *session, int64_t slot, int64_t length);
+/* Makes the first `length` tokens of slot `from` those of slot `to`, in place of what it held. */
+void model_slot_copy(struct model_session *session, int64_t to, int64_t from, int64_t length);
+/* Appends ids[i] to slots[i] for each i < count and gives the logits after each: logits (count,
+ * vocab_size). Slots are named at most once. STATUS_REFUSED, with no slot changed, when one is full
+ * or an id is outside the vocabulary; when logits are not numbers, after the step. */
+enum status model_session_step(struct model_session *session, const int64_t *slots,
+                               const int32_t *ids, int64_t count, float *logits, struct error *err);
 
 #endif

@@ -1,8 +1,10 @@
-/* Decoding with a cache of keys and values.
+/* Decoding with caches of keys and values, one cache a slot.
  *
  * Keys are cached as attention reads them, normed and rotated. A long prompt is read in chunks, so
- * that scratch memory does not grow with it; the cache takes address space for its whole capacity,
- * but memory only for the positions used. */
+ * that scratch memory does not grow with it; the caches take address space for their whole
+ * capacity, but memory only for the positions used. */
+#include <string.h>
+
 #include "base/mem.h"
 #include "model/internal.h"
 
@@ -11,29 +13,48 @@ enum { CHUNK_TOKENS = 256 };
 struct model_session {
   const struct model *model;
   struct model_workspace *ws;
-  int64_t capacity, length, chunk;
-  float *keys, *values; /* (layers, capacity, kv_heads * head_dim) */
+  int64_t slots, capacity, chunk;
+  int64_t *lengths;      /* (slots) */
+  float *keys, *values;  /* (slots, layers, capacity, kv_heads * head_dim) */
+  struct kv_view *views; /* (slots), of the run at hand and its layer */
+  int64_t *starts;       /* (slots), of the run at hand */
+  bool *named;           /* (slots), of a step's arguments */
 };
 
-enum status model_session_new(struct model_session **out, const struct model *model,
-                              int64_t capacity, struct error *err) {
-  if (capacity < 1)
-    return error_set(err, STATUS_USAGE, "a session needs room for at least one token");
-  size_t width = (size_t)config_kv_width(&model->config), rows;
-  if (!checked_mul((size_t)model->config.layers, (size_t)capacity, &rows))
+static enum status allocate(struct model_session *s, struct error *err) {
+  const struct model_config *c = &s->model->config;
+  size_t width = (size_t)config_kv_width(c), slots = (size_t)s->slots, rows;
+  if (!checked_mul(slots * (size_t)c->layers, (size_t)s->capacity, &rows))
     return error_set(err, STATUS_FAILED, "a session of %lld tokens is too long",
-                     (long long)capacity);
-  struct model_session *s = mem_alloc(1, sizeof *s, err);
-  if (!s) return STATUS_FAILED;
-  s->model = model;
-  s->capacity = capacity;
-  s->chunk = capacity < CHUNK_TOKENS ? capacity : CHUNK_TOKENS;
+                     (long long)s->capacity);
+  s->lengths = mem_alloc(slots, sizeof *s->lengths, err);
+  s->views = mem_alloc(slots, sizeof *s->views, err);
+  s->starts = mem_alloc(slots, sizeof *s->starts, err);
+  s->named = mem_alloc(slots, sizeof *s->named, err);
+  if (!s->lengths || !s->views || !s->starts || !s->named) return STATUS_FAILED;
   s->keys = mem_alloc(rows, width * sizeof(float), err);
   s->values = mem_alloc(rows, width * sizeof(float), err);
-  enum status status = s->keys && s->values ? STATUS_OK : STATUS_FAILED;
+  return s->keys && s->values ? STATUS_OK : STATUS_FAILED;
+}
+
+enum status model_session_new_slots(struct model_session **out, const struct model *model,
+                                    int64_t slots, int64_t capacity, struct error *err) {
+  if (capacity < 1)
+    return error_set(err, STATUS_USAGE, "a session needs room for at least one token");
+  if (slots < 1 || slots > SESSION_SLOTS_MAX)
+    return error_set(err, STATUS_USAGE, "%lld texts cannot be decoded at once; 1 to %d can",
+                     (long long)slots, SESSION_SLOTS_MAX);
+  struct model_session *s = mem_alloc(1, sizeof *s, err);
+  if (!s) return STATUS_FAILED;
+  *s = (struct model_session){.model = model,
+                              .slots = slots,
+                              .capacity = capacity,
+                              .chunk = capacity < CHUNK_TOKENS ? capacity : CHUNK_TOKENS};
+  enum status status = allocate(s, err);
+  /* rows of a step or of a chunk: the workspace does not mind whose they are */
+  struct model_shape most = {s->chunk > slots ? s->chunk : slots, 1};
   if (status == STATUS_OK)
-    status = workspace_make(&s->ws, model, (struct model_shape){1, s->chunk}, capacity, false,
-                            false, err);
+    status = workspace_make(&s->ws, model, most, capacity, false, false, err);
   if (status == STATUS_OK)
     *out = s;
   else
@@ -41,59 +62,143 @@ enum status model_session_new(struct model_session **out, const struct model *mo
   return status;
 }
 
+enum status model_session_new(struct model_session **out, const struct model *model,
+                              int64_t capacity, struct error *err) {
+  return model_session_new_slots(out, model, 1, capacity, err);
+}
+
 void model_session_free(struct model_session *s) {
   if (!s) return;
   model_workspace_free(s->ws);
   mem_free(s->keys);
   mem_free(s->values);
+  mem_free(s->lengths);
+  mem_free(s->views);
+  mem_free(s->starts);
+  mem_free(s->named);
   mem_free(s);
 }
 
-int64_t model_session_length(const struct model_session *s) { return s->length; }
-
-void model_session_truncate(struct model_session *s, int64_t length) {
-  INVARIANT(length >= 0 && length <= s->length);
-  s->length = length;
+static bool is_slot(const struct model_session *s, int64_t slot) {
+  return slot >= 0 && slot < s->slots;
 }
 
-/* Blocks over `count` embedded tokens in ws->hidden. */
-static void run_blocks(struct model_session *s, int64_t count) {
-  const struct model *m = s->model;
-  int64_t layer_floats = s->capacity * config_kv_width(&m->config);
-  for (int i = 0; i < m->config.layers; i++) {
-    struct block_run run = {.model = m,
-                            .layer = i,
-                            .shape = {1, count},
-                            .start = s->length,
+int64_t model_slot_length(const struct model_session *s, int64_t slot) {
+  INVARIANT(is_slot(s, slot));
+  return s->lengths[slot];
+}
+
+void model_slot_truncate(struct model_session *s, int64_t slot, int64_t length) {
+  INVARIANT(is_slot(s, slot) && length >= 0 && length <= s->lengths[slot]);
+  s->lengths[slot] = length;
+}
+
+/* Where the cache of a slot's layer begins, in floats. */
+static int64_t layer_at(const struct model_session *s, int64_t slot, int layer) {
+  const struct model_config *c = &s->model->config;
+  return (slot * c->layers + layer) * s->capacity * config_kv_width(c);
+}
+
+void model_slot_copy(struct model_session *s, int64_t to, int64_t from, int64_t length) {
+  INVARIANT(is_slot(s, to) && is_slot(s, from) && to != from);
+  INVARIANT(length >= 0 && length <= s->lengths[from]);
+  size_t bytes = (size_t)(length * config_kv_width(&s->model->config)) * sizeof(float);
+  for (int i = 0; i < s->model->config.layers; i++) {
+    memcpy(s->keys + layer_at(s, to, i), s->keys + layer_at(s, from, i), bytes);
+    memcpy(s->values + layer_at(s, to, i), s->values + layer_at(s, from, i), bytes);
+  }
+  s->lengths[to] = length;
+}
+
+/* Blocks over the embedded tokens in ws->hidden: `length` of each of slots (count). */
+static void run_blocks(struct model_session *s, const int64_t *slots, int64_t count,
+                       int64_t length) {
+  for (int64_t i = 0; i < count; i++) s->starts[i] = s->lengths[slots[i]];
+  for (int layer = 0; layer < s->model->config.layers; layer++) {
+    for (int64_t i = 0; i < count; i++) {
+      int64_t at = layer_at(s, slots[i], layer);
+      s->views[i] = (struct kv_view){s->keys + at, s->values + at, s->starts[i] + length};
+    }
+    struct block_run run = {.model = s->model,
+                            .layer = layer,
+                            .shape = {count, length},
                             .ws = s->ws,
                             .memory = &s->ws->blocks[0],
-                            .cache_k = s->keys + i * layer_floats,
-                            .cache_v = s->values + i * layer_floats};
+                            .kv = s->views,
+                            .starts = s->starts};
     block_forward(&run, s->ws->hidden);
   }
-  s->length += count;
+  for (int64_t i = 0; i < count; i++) s->lengths[slots[i]] += length;
 }
+
+/* Logits of `count` rows of ws->hidden from row `first` on. */
+static enum status read_logits(struct model_session *s, int64_t first, int64_t count, float *logits,
+                               struct error *err) {
+  const struct model *m = s->model;
+  float *rows = s->ws->hidden + first * m->config.hidden_size;
+  model_final_norm(m, rows, count, rows);
+  model_logits(m, rows, count, logits);
+  return model_check_finite(m, logits, count * m->config.vocab_size, "the logits are", err);
+}
+
+enum status model_slot_append(struct model_session *s, int64_t slot, const int32_t *ids,
+                              int64_t count, float *logits, struct error *err) {
+  INVARIANT(is_slot(s, slot));
+  int64_t before = s->lengths[slot], last = 0;
+  if (count < 1) return error_set(err, STATUS_USAGE, "there are no tokens to append");
+  if (count > s->capacity - before)
+    return error_set(err, STATUS_REFUSED,
+                     "%lld tokens do not fit: the session holds %lld of at most %lld",
+                     (long long)count, (long long)before, (long long)s->capacity);
+  for (int64_t done = 0; done < count; done += last) {
+    last = count - done < s->chunk ? count - done : s->chunk;
+    enum status status = model_embed(s->model, ids + done, last, s->ws->hidden, err);
+    if (status != STATUS_OK) {
+      s->lengths[slot] = before;
+      return status;
+    }
+    run_blocks(s, &slot, 1, last);
+  }
+  return logits ? read_logits(s, last - 1, 1, logits, err) : STATUS_OK;
+}
+
+static enum status check_step(struct model_session *s, const int64_t *slots, int64_t count,
+                              struct error *err) {
+  if (count < 1 || count > s->slots)
+    return error_set(err, STATUS_USAGE, "a session of %lld slots cannot step %lld of them",
+                     (long long)s->slots, (long long)count);
+  memset(s->named, 0, (size_t)s->slots * sizeof *s->named);
+  for (int64_t i = 0; i < count; i++) {
+    INVARIANT(is_slot(s, slots[i]));
+    if (s->named[slots[i]])
+      return error_set(err, STATUS_USAGE, "slot %lld is named twice in one step",
+                       (long long)slots[i]);
+    s->named[slots[i]] = true;
+    if (s->lengths[slots[i]] == s->capacity)
+      return error_set(err, STATUS_REFUSED, "slot %lld holds %lld tokens and is full",
+                       (long long)slots[i], (long long)s->capacity);
+  }
+  return STATUS_OK;
+}
+
+enum status model_session_step(struct model_session *s, const int64_t *slots, const int32_t *ids,
+                               int64_t count, float *logits, struct error *err) {
+  enum status status = check_step(s, slots, count, err);
+  if (status == STATUS_OK) status = model_embed(s->model, ids, count, s->ws->hidden, err);
+  if (status != STATUS_OK) return status;
+  run_blocks(s, slots, count, 1);
+  return read_logits(s, 0, count, logits, err);
+}
+
+/* --- the face of a session of one text --- */
+
+int64_t model_session_length(const struct model_session *s) { return model_slot_length(s, 0); }
 
 enum status model_session_append(struct model_session *s, const int32_t *ids, int64_t count,
                                  float *logits, struct error *err) {
-  const struct model *m = s->model;
-  int64_t before = s->length, last = 0;
-  if (count < 1) return error_set(err, STATUS_USAGE, "there are no tokens to append");
-  if (count > s->capacity - s->length)
-    return error_set(err, STATUS_REFUSED,
-                     "%lld tokens do not fit: the session holds %lld of at most %lld",
-                     (long long)count, (long long)s->length, (long long)s->capacity);
-  for (int64_t done = 0; done < count; done += last) {
-    last = count - done < s->chunk ? count - done : s->chunk;
-    enum status status = model_embed(m, ids + done, last, s->ws->hidden, err);
-    if (status != STATUS_OK) {
-      s->length = before;
-      return status;
-    }
-    run_blocks(s, last);
-  }
-  float *row = s->ws->hidden + (last - 1) * m->config.hidden_size;
-  model_final_norm(m, row, 1, row);
-  model_logits(m, row, 1, logits);
-  return model_check_finite(m, logits, m->config.vocab_size, "the logits are", err);
+  return model_slot_append(s, 0, ids, count, logits, err);
+}
+
+void model_session_truncate(struct model_session *s, int64_t length) {
+  model_slot_truncate(s, 0, length);
 }

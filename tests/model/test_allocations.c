@@ -117,6 +117,24 @@ static void decoded_token(void **state) {
   model_close(model);
 }
 
+static void decoded_step(void **state) {
+  enum { SLOTS = 12 };
+  struct model *model = open_gemma();
+  struct model_session *session;
+  static float logits[SLOTS * 101];
+  static const int64_t slots[SLOTS] = {3, 1, 2, 0, 11, 10, 9, 8, 7, 6, 5, 4};
+  must(model_session_new_slots(&session, model, SLOTS, LENGTH, &err), err);
+  for (int i = 0; i < SLOTS; i++) must(model_slot_append(session, i, ids, 1 + i, NULL, &err), err);
+  for (int count = 1; count <= SLOTS; count++)
+    must(model_session_step(session, slots, ids, count, logits, &err), err);
+  long before = atomic_load(&allocations);
+  for (int count = 1; count <= SLOTS; count++)
+    must(model_session_step(session, slots, ids, count, logits, &err), err);
+  assert_int_equal(atomic_load(&allocations) - before, 0);
+  model_session_free(session);
+  model_close(model);
+}
+
 /* A counter that counts nothing would let everything pass. */
 static void counter_counts(void **state) {
   long before = atomic_load(&allocations);
@@ -140,6 +158,7 @@ int main(void) {
 #if COUNTING
     cmocka_unit_test(training_step),
     cmocka_unit_test(decoded_token),
+    cmocka_unit_test(decoded_step),
     cmocka_unit_test(counter_counts),
 #else
     cmocka_unit_test(skipped),

@@ -90,6 +90,112 @@ static void threads(void **state) {
   model_close(model);
 }
 
+/* --- several texts at once --- */
+
+enum { SLOTS = 12 };
+
+static float rows[SLOTS * VOCAB], alone[SLOTS * VOCAB];
+
+/* Texts in all slots, of lengths 3, 4, 5, ..: each a prefix of ids. */
+static struct model_session *open_slots(const struct model *model) {
+  struct model_session *s;
+  must(model_session_new_slots(&s, model, SLOTS, 64, &err), err);
+  for (int slot = 0; slot < SLOTS; slot++)
+    must(model_slot_append(s, slot, ids, 3 + slot, slot % 2 ? got : NULL, &err), err);
+  return s;
+}
+
+/* Each of `slots` goes on with the next token of ids; their logits must be those of `whole`. */
+static void step(const char *name, struct model_session *s, const int64_t *slots, int count) {
+  int32_t next[SLOTS];
+  int64_t at[SLOTS];
+  for (int i = 0; i < count; i++) {
+    at[i] = model_slot_length(s, slots[i]);
+    next[i] = ids[at[i]];
+  }
+  must(model_session_step(s, slots, next, count, rows, &err), err);
+  for (int i = 0; i < count; i++) {
+    assert_int_equal(model_slot_length(s, slots[i]), at[i] + 1);
+    memcpy(got, rows + i * VOCAB, sizeof got);
+    close_to_whole(name, at[i]);
+  }
+}
+
+static void check_slots(const char *name) {
+  static const int64_t some[] = {7, 0, 3}, all[] = {5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6};
+  struct model *model = open_golden(name);
+  make_ids();
+  all_logits(model);
+  struct model_session *s = open_slots(model);
+  for (int round = 0; round < 3; round++) {
+    step(name, s, some, 3);
+    step(name, s, all, SLOTS);
+  }
+  /* one text leaves, another takes its slot, a third is copied and both go on */
+  model_slot_truncate(s, 3, 0);
+  must(model_slot_append(s, 3, ids, 30, got, &err), err);
+  close_to_whole(name, 29);
+  model_slot_copy(s, 5, 3, 21);
+  assert_int_equal(model_slot_length(s, 5), 21);
+  step(name, s, (int64_t[]){5, 3, 0}, 3);
+  step(name, s, all, SLOTS);
+  model_session_free(s);
+  model_close(model);
+}
+
+static void slots_of_every_family(void **state) {
+  static const char *const families[] = {"llama", "mistral", "qwen2", "qwen3", "gemma3"};
+  for (int i = 0; i < 5; i++) check_slots(families[i]);
+}
+
+/* The bits of a text's logits do not depend on its company, up to the skinny products' width, nor
+ * on the number of threads. */
+static void company_changes_nothing(void **state) {
+  static const int64_t slots[] = {7, 2, 9, 0, 4, 11, 1, 6};
+  struct model *model = open_golden("gemma3");
+  make_ids();
+  for (int threads = 1; threads <= 3; threads++) {
+    parallel_set_threads(threads);
+    for (int count = 1; count <= 8; count++) {
+      struct model_session *s = open_slots(model);
+      for (int i = 0; i < 8; i += count) {
+        int some = count < 8 - i ? count : 8 - i;
+        must(model_session_step(s, slots + i, ids + i, some, rows + i * VOCAB, &err), err);
+      }
+      if (threads == 1 && count == 1) memcpy(alone, rows, sizeof alone);
+      assert_memory_equal(rows, alone, 8 * VOCAB * sizeof(float));
+      model_session_free(s);
+    }
+  }
+  parallel_set_threads(0);
+  model_close(model);
+}
+
+static void bad_steps(void **state) {
+  struct model *model = open_golden("qwen2");
+  struct model_session *s;
+  static const int64_t slots[] = {1, 0, 1};
+  static const int32_t outside[] = {1, VOCAB};
+  make_ids();
+  assert_int_equal(model_session_new_slots(&s, model, 0, 8, &err), STATUS_USAGE);
+  assert_int_equal(model_session_new_slots(&s, model, SESSION_SLOTS_MAX + 1, 8, &err),
+                   STATUS_USAGE);
+  must(model_session_new_slots(&s, model, 3, 8, &err), err);
+  must(model_slot_append(s, 0, ids, 7, NULL, &err), err);
+  assert_int_equal(model_session_step(s, slots, ids, 3, rows, &err), STATUS_USAGE);
+  assert_non_null(strstr(err.text, "twice"));
+  assert_int_equal(model_session_step(s, slots, ids, 0, rows, &err), STATUS_USAGE);
+  assert_int_equal(model_session_step(s, slots, outside, 2, rows, &err), STATUS_REFUSED);
+  assert_int_equal(model_slot_length(s, 0), 7);
+  must(model_session_step(s, slots, ids, 2, rows, &err), err);
+  assert_int_equal(model_session_step(s, slots, ids, 2, rows, &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "full"));
+  assert_int_equal(model_slot_length(s, 0), 8);
+  assert_int_equal(model_slot_length(s, 1), 1);
+  model_session_free(s);
+  model_close(model);
+}
+
 static void bad_calls(void **state) {
   struct model *model = open_golden("qwen2");
   struct model_session *s;
@@ -111,9 +217,16 @@ static void bad_calls(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(llama),     cmocka_unit_test(mistral), cmocka_unit_test(qwen2),
-      cmocka_unit_test(qwen3),     cmocka_unit_test(gemma3),  cmocka_unit_test(threads),
+      cmocka_unit_test(llama),
+      cmocka_unit_test(mistral),
+      cmocka_unit_test(qwen2),
+      cmocka_unit_test(qwen3),
+      cmocka_unit_test(gemma3),
+      cmocka_unit_test(threads),
       cmocka_unit_test(bad_calls),
+      cmocka_unit_test(slots_of_every_family),
+      cmocka_unit_test(company_changes_nothing),
+      cmocka_unit_test(bad_steps),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
