@@ -44,7 +44,7 @@ valgrind: tests
 damage: tests
 	@TSR_DAMAGE_ROUNDS=20000 tests/run.sh $(BUILD) $(notdir $(wildcard $(BUILD)/tests/test_damage*))
 isa: tests
-	@for isa in reference avx2; do TSR_ISA=$$isa tests/run.sh $(BUILD) || exit 1; done
+	@for isa in reference avx2 avx512 avx512bf16; do TSR_ISA=$$isa tests/run.sh $(BUILD) || exit 1; done
 lint: $(BUILD)/configured
 	@cppcheck -q --error-exitcode=1 --enable=warning,portability --inline-suppr \
 	  --suppress=missingIncludeSystem --library=tools/cppcheck.cfg -I src -j$(JOBS) src

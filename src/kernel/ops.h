@@ -73,8 +73,8 @@ void add_inplace(float *x, const float *y, int64_t n);
 /* Sum of squares in fp64, in a fixed order. */
 double sum_squares(const float *x, int64_t n);
 
-/* Which instruction set the kernels use: "reference", "avx2", "avx512". Chosen from the processor
- * at first use; the environment variable TSR_ISA only lowers it. */
+/* Which instruction set the kernels use: "reference", "avx2", "avx512", "avx512bf16" or "amx".
+ * Chosen from the processor at first use; the environment variable TSR_ISA only lowers it. */
 const char *kernel_isa(void);
 
 #endif

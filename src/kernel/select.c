@@ -4,17 +4,49 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
 
 #include "base/log.h"
 #include "kernel/ops.h"
 
-enum isa { ISA_REFERENCE, ISA_AVX2, ISA_AVX512, ISA_COUNT };
-static const char *const isa_name[ISA_COUNT] = {"reference", "avx2", "avx512"};
+/* Each one can do what those before it can. */
+enum isa { ISA_REFERENCE, ISA_AVX2, ISA_AVX512, ISA_AVX512BF16, ISA_AMX, ISA_COUNT };
+static const char *const isa_name[ISA_COUNT] = {"reference", "avx2", "avx512", "avx512bf16", "amx"};
+#define ISA_NAMES "reference, avx2, avx512, avx512bf16, amx"
 
 static struct kernel_table tables[ISA_COUNT];
 static enum isa processor;
 static const struct kernel_table *current;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+#if defined(__x86_64__)
+/* AMX's tiles are 8 KiB of state that Linux gives to a process only when it asks; the answer is no
+ * where the kernel or what it runs on does not know them. */
+static bool amx_permitted(void) {
+#if defined(TSR_HAVE_AMX) && defined(SYS_arch_prctl)
+  enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+  enum { BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25 }; /* leaf 7, edx */
+  unsigned a, b, c, d = 0;
+  const unsigned all = BF16 | TILE | INT8;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & all) != all) return false;
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+
+static bool has_avx512bf16(void) {
+#if defined(TSR_HAVE_AVX512BF16)
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+#endif
 
 static enum isa isa_of_processor(void) {
 #if defined(__x86_64__)
@@ -24,7 +56,9 @@ static enum isa isa_of_processor(void) {
               __builtin_cpu_supports("bmi2");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 ? ISA_AVX512 : avx2 ? ISA_AVX2 : ISA_REFERENCE;
+  if (!avx512) return avx2 ? ISA_AVX2 : ISA_REFERENCE;
+  if (!has_avx512bf16()) return ISA_AVX512;
+  return amx_permitted() ? ISA_AMX : ISA_AVX512BF16;
 #else
   return ISA_REFERENCE;
 #endif
@@ -35,7 +69,7 @@ static enum isa isa_lowered(enum isa most) {
   if (!wish || !*wish) return most;
   for (int i = 0; i < ISA_COUNT; i++)
     if (!strcmp(wish, isa_name[i])) return (enum isa)i < most ? (enum isa)i : most;
-  log_warn("TSR_ISA=%s is not one of reference, avx2, avx512; using %s", wish, isa_name[most]);
+  log_warn("TSR_ISA=%s is not one of " ISA_NAMES "; using %s", wish, isa_name[most]);
   return most;
 }
 
@@ -46,6 +80,12 @@ static void fill(void) {
 #if defined(__x86_64__)
     if (i >= ISA_AVX2) kernel_table_fill_avx2(&tables[i]);
     if (i >= ISA_AVX512) kernel_table_fill_avx512(&tables[i]);
+#if defined(TSR_HAVE_AVX512BF16)
+    if (i >= ISA_AVX512BF16) kernel_table_fill_avx512bf16(&tables[i]);
+#endif
+#if defined(TSR_HAVE_AMX)
+    if (i >= ISA_AMX) kernel_table_fill_amx(&tables[i]);
+#endif
 #endif
     tables[i].isa = isa_name[i];
   }

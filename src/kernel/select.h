@@ -3,8 +3,9 @@
  * The framework (gemm.c, linear.c, attention.c, rows.c, mask_ops.c) blocks, packs and threads; what
  * it calls in its inner loops are these functions. All are serial and touch nothing but their
  * arguments. The table is filled with the plain reference (kernel/ref) and then overwritten by what
- * the processor can do (kernel/cpu); TSR_ISA=reference|avx2|avx512 lowers the choice, never raises
- * it. No alignment is required anywhere. */
+ * the processor can do (kernel/cpu), level by level: reference, avx2 (with FMA, F16C, BMI2), avx512
+ * (F, BW, DQ, VL), avx512bf16 (with VNNI), amx (tiles of bf16 and int8). TSR_ISA=NAME lowers the
+ * choice, never raises it. No alignment is required anywhere. */
 #ifndef TSR_KERNEL_SELECT_H
 #define TSR_KERNEL_SELECT_H
 
@@ -98,5 +99,7 @@ bool kernel_table_use(const char *isa);
 void kernel_table_fill_reference(struct kernel_table *table);
 void kernel_table_fill_avx2(struct kernel_table *table);
 void kernel_table_fill_avx512(struct kernel_table *table);
+void kernel_table_fill_avx512bf16(struct kernel_table *table);
+void kernel_table_fill_amx(struct kernel_table *table);
 
 #endif

@@ -1,0 +1,6 @@
+/* What AMX adds to the kernels of the levels below. */
+#if defined(__x86_64__)
+#include "kernel/cpu/tables.h"
+
+void kernel_table_fill_amx(struct kernel_table *table) { (void)table; }
+#endif

@@ -1,0 +1,61 @@
+/* The choice of kernels: TSR_ISA lowers it and never raises it. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "kernel/select.h"
+#include "support/support.h"
+
+static const char *const level[] = {"reference", "avx2", "avx512", "avx512bf16", "amx"};
+enum { LEVELS = sizeof level / sizeof level[0] };
+
+static int level_of(const char *isa) {
+  for (int i = 0; i < LEVELS; i++)
+    if (!strcmp(isa, level[i])) return i;
+  return LEVELS;
+}
+
+/* The level that a fresh process chooses when TSR_ISA is `wish` (NULL: unset). */
+static int chosen(const char *wish) {
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (!child) {
+    if (wish)
+      setenv("TSR_ISA", wish, 1);
+    else
+      unsetenv("TSR_ISA");
+    _exit(level_of(kernel_table()->isa));
+  }
+  int status;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) < LEVELS);
+  return WEXITSTATUS(status);
+}
+
+static void the_environment_lowers(void **state) {
+  (void)state;
+  int most = chosen(NULL);
+  for (int i = 0; i < LEVELS; i++) assert_int_equal(chosen(level[i]), i < most ? i : most);
+  assert_int_equal(chosen(""), most);
+  assert_int_equal(chosen("avx1024"), most);
+}
+
+static void a_table_is_used_when_the_processor_has_it(void **state) {
+  (void)state;
+  int most = chosen(NULL);
+  const char *before = kernel_table()->isa;
+  for (int i = 0; i < LEVELS; i++) {
+    const char *now = kernel_table()->isa;
+    assert_int_equal(kernel_table_use(level[i]), i <= most);
+    assert_string_equal(kernel_table()->isa, i <= most ? level[i] : now);
+  }
+  assert_false(kernel_table_use("avx1024"));
+  assert_true(kernel_table_use(before));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(the_environment_lowers),
+                                     cmocka_unit_test(a_table_is_used_when_the_processor_has_it)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
