@@ -1,0 +1,55 @@
+/* A matrix in fragment-major form: bf16 weights in the order in which tensor cores take them.
+ *
+ * Strips of 128 rows; in each, first the 2:4 tiles and then the dense ones, both by ascending
+ * column, each tile contiguous (fragment_layout.h). One form serves mma.sp (sm_80 to sm_90) and
+ * wgmma.sp (sm_90a), whose lanes take the same words. It is made at load from the neutral packed
+ * form, on any machine: nothing here knows CUDA.
+ *
+ * Edges are padded: rows and columns past the matrix are zeros with code 1100, so that every tile
+ * is whole. Whoever multiplies must bring zeros for the columns past the edge. */
+#ifndef TSR_SPARSE_FRAGMENTS_H
+#define TSR_SPARSE_FRAGMENTS_H
+
+#include "sparse/fragment_layout.h"
+#include "sparse/hybrid.h"
+
+/* Tile numbers are 16 bits wide. */
+enum { FRAGMENT_COLS_MAX = 65536 * FRAGMENT_TILE_COLS };
+
+struct fragment_strip {
+  uint64_t offset;       /* bytes from `tiles` to the strip's first tile */
+  uint32_t sparse_tiles; /* the rest of the strip's tiles is dense */
+};
+
+struct fragment_matrix {
+  int64_t rows, cols;
+  int64_t strips, tiles_per_strip;
+  struct fragment_strip *strip; /* (strips) */
+  uint16_t *columns; /* (strips, tiles_per_strip): which 128 columns the strip's i-th tile covers */
+  uint8_t *tiles;    /* (tile_bytes), 64-byte aligned */
+  size_t tile_bytes;
+};
+
+/* Packs a hybrid matrix (tiles of any size, dtype bf16, f16 or f32; fp32 and fp16 are rounded to
+ * nearest even). A tile of 128 x 128 becomes 2:4 when all of it is; else it is stored dense, zeros
+ * included. Needs hybrid_index. All threads. Owns new arrays; fragment_release frees them. */
+enum status fragment_pack_hybrid(struct fragment_matrix *out, const struct hybrid_matrix *h,
+                                 struct error *err);
+/* Packs a dense matrix of a native dtype: every tile dense. */
+enum status fragment_pack_dense(struct fragment_matrix *out, struct matrix_view w,
+                                struct error *err);
+void fragment_release(struct fragment_matrix *f);
+
+/* Row `row` expanded to fp32, zeros included: out (cols). */
+void fragment_row(const struct fragment_matrix *f, int64_t row, float *out);
+
+/* Where the strip's i-th tile begins, in bytes from `tiles`. */
+static inline uint64_t fragment_tile_offset(const struct fragment_matrix *f, int64_t strip,
+                                            int64_t i) {
+  const struct fragment_strip *s = &f->strip[strip];
+  const int64_t sparse = i < (int64_t)s->sparse_tiles ? i : (int64_t)s->sparse_tiles;
+  return s->offset +
+         (uint64_t)(sparse * FRAGMENT_SPARSE_TILE_BYTES + (i - sparse) * FRAGMENT_DENSE_TILE_BYTES);
+}
+
+#endif
