@@ -92,6 +92,9 @@ static const struct option options[] = {
     REAL("tau-24-last", two_four.tau_last, "and in the last"),
     REAL("l1", l1, "weight of the soft density term"),
     REAL("l2", l2, "weight of the regularizer"),
+    REAL("distill", distill,
+         "share of the KL from the dense model in the loss, 0 to 1; above 0 a step takes a third "
+         "more time"),
     REAL("init-std", init_std, "standard deviation of random logits"),
     REAL("prior-strength", prior_strength_tile, "strength of the tile prior"),
     REAL("prior-strength-24", prior_strength_24, "strength of the 2:4 prior"),

@@ -104,8 +104,10 @@ static enum status init_scratch(struct learner *l, struct error *err) {
   l->gradient = mem_alloc((size_t)largest, sizeof(float), err);
   l->ids = mem_alloc((size_t)(s->micro * s->window), sizeof *l->ids, err);
   if (!l->masked || !l->gradient || !l->ids) return err->status;
-  return model_workspace_new(&l->workspace, l->model, (struct model_shape){s->micro, s->window},
-                             true, false, err);
+  enum status status = model_workspace_new(
+      &l->workspace, l->model, (struct model_shape){s->micro, s->window}, true, false, err);
+  if (status == STATUS_OK && s->distill > 0) status = model_workspace_distill(l->workspace, err);
+  return status;
 }
 
 /* ||W|| of every site, for the regularizers; finds weights that are no numbers on the way. */
@@ -169,8 +171,9 @@ size_t learner_bytes(const struct model *model, const struct learn_settings *s) 
   size_t bytes = (size_t)largest * 2 * sizeof(float) + (size_t)weights / 8;
   if (learn_uses_tiles(s)) bytes += (size_t)tiles * 10 * sizeof(float);
   if (learn_uses_groups(s)) bytes += groups;
-  return bytes +
-         model_workspace_bytes(model, (struct model_shape){s->micro, s->window}, true, false);
+  const struct model_shape shape = {s->micro, s->window};
+  if (s->distill > 0) bytes += model_workspace_distill_bytes(model, shape);
+  return bytes + model_workspace_bytes(model, shape, true, false);
 }
 
 /* --- hard masks --- */

@@ -60,6 +60,7 @@ size_t learner_bytes(const struct model *model, const struct learn_settings *set
 
 struct step_result {
   double loss; /* mean nll per predicted token, in nats */
+  double kl;   /* mean KL from the dense model, in nats; 0 without distillation */
   double regularizer;
   double density_soft; /* of the last sample */
   double gradient_norm;

@@ -63,7 +63,7 @@ struct learn_plan learn_plan_make(const struct model *model, const struct learn_
   plan.gflops = measure_gflops();
   double second = plan.gflops * 1e9 / OVERHEAD; /* flops that one second does */
   double forward = 2 * (c.linears + c.head);
-  double step_token = 2 * forward + 2 * c.learned;
+  double step_token = 2 * forward + 2 * c.learned + (s->distill > 0 ? forward : 0);
   double groups = c.learned / 4;
   if (second > 0) {
     plan.prior_seconds =

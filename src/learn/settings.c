@@ -53,6 +53,7 @@ static const struct real_default reals[] = {
     REAL(two_four.tau_last, 1e-4, 1e4, {1, 1, 1}, {0.05, 0.05, 0.05}),
     REAL(l1, 0, 1e6, {7, 3, 0}, {7, 3, 0}),
     REAL(l2, 0, 1e6, {0, 0, 0}, {10, 0.1, 1e-5}),
+    REAL(distill, 0, 1, {0, 0, 0}, {0, 0, 0}),
     REAL(init_std, 0, 1e3, {0.014, 0.014, 0.01}, {0.014, 0.014, 0.01}),
     REAL(prior_strength_tile, 0, 1e3, {3, 3, 3}, {3, 3, 3}),
     REAL(prior_strength_24, 0, 1e3, {5, 5, 5}, {3, 3, 3}),

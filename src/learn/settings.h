@@ -69,6 +69,7 @@ struct learn_settings {
   double beta1, beta2, adam_eps, weight_decay, clip;
   struct learn_anneal tile, two_four;
   double l1, l2;
+  double distill; /* share of KL(dense model || masked) in the loss, beside the text's nll */
 
   double init_std;
   double prior_strength_tile, prior_strength_24;

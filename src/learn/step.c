@@ -125,21 +125,23 @@ static void gather_ids(struct learner *l, const struct windows *windows, const i
 }
 
 static enum status run_micros(struct learner *l, const struct windows *windows,
-                              const int64_t *train, int64_t train_count, double *nll_sum,
+                              const int64_t *train, int64_t train_count, struct model_losses *sums,
                               struct error *err) {
   const struct learn_settings *s = &l->settings;
   const struct tap tap = {.ctx = l, .weight = soft_weight, .gradient = take_gradient};
   const struct model_shape shape = {s->micro, s->window};
   const int64_t micros = s->batch / s->micro;
   const double scale = 1 / (double)(s->batch * (s->window - 1));
-  *nll_sum = 0;
+  *sums = (struct model_losses){0, 0};
   for (int64_t m = 0; m < micros; m++) {
-    double nll;
+    struct model_losses here;
     draw_sample(l, m);
     gather_ids(l, windows, train, train_count, m);
-    enum status status = model_train(l->model, l->ids, shape, scale, &tap, l->workspace, &nll, err);
+    enum status status =
+        model_distill(l->model, l->ids, shape, scale, s->distill, &tap, l->workspace, &here, err);
     if (status != STATUS_OK) return status;
-    *nll_sum += nll;
+    sums->nll += here.nll;
+    sums->kl += here.kl;
     if (learn_uses_tiles(s))
       tiles_backward(&l->tiles, (enum learn_density)s->density, s->l1 / (double)micros);
   }
@@ -190,22 +192,25 @@ static enum status diverged(const struct learner *l, const char *what, double va
 enum status learner_gradient(struct learner *l, const struct windows *windows, const int64_t *train,
                              int64_t train_count, struct step_result *result, struct error *err) {
   const struct learn_settings *s = &l->settings;
-  double nll_sum;
+  const double predictions = (double)(s->batch * (s->window - 1));
+  struct model_losses sums;
   l->relax_tile = schedule_relaxation(&s->tile, l->step, s->steps);
   l->relax_24 = schedule_relaxation(&s->two_four, l->step, s->steps);
   l->regularizer_weight = schedule_regularizer(s, l->step) * (double)s->micro / (double)s->batch;
   l->regularizer_value = 0;
   if (learn_uses_tiles(s)) memset(l->tiles.gradient, 0, (size_t)l->tiles.count * sizeof(float));
-  enum status status = run_micros(l, windows, train, train_count, &nll_sum, err);
+  enum status status = run_micros(l, windows, train, train_count, &sums, err);
   if (status != STATUS_OK) return status;
   *result = (struct step_result){
-      .loss = nll_sum / (double)(s->batch * (s->window - 1)),
+      .loss = sums.nll / predictions,
+      .kl = sums.kl / predictions,
       .regularizer = l->regularizer_value,
       .density_soft = learn_uses_tiles(s) ? tiles_density(&l->tiles) : 0.5,
       .gradient_norm = gradient_norm(l),
       .learning_rate = schedule_rate(s, l->step),
   };
-  if (!isfinite(result->loss)) return diverged(l, "loss", result->loss, err);
+  if (!isfinite(result->loss + result->kl))
+    return diverged(l, "loss", result->loss + result->kl, err);
   if (!isfinite(result->gradient_norm))
     return diverged(l, "gradient's norm", result->gradient_norm, err);
   return STATUS_OK;

@@ -96,6 +96,10 @@ struct model_workspace {
   float *dact;           /* (T, intermediate_size) */
   float *dq, *dattended; /* (T, heads * head_dim) */
   float *dk, *dv;        /* (T, kv_heads * head_dim) */
+  /* of distillation, an allocation of its own; NULL without */
+  float *teacher;        /* (T, hidden_size): the dense model's normed final hidden states */
+  float *teacher_logits; /* (chunk_rows, vocab_size) */
+  float *kl;             /* (chunk_rows) */
   struct rope_table rope, rope_sliding;
 };
 /* `positions` >= most.length: how far a session may go. */

@@ -114,6 +114,9 @@ enum status model_workspace_new(struct model_workspace **out, const struct model
                                 struct model_shape most, bool train, bool checkpoint,
                                 struct error *err);
 void model_workspace_free(struct model_workspace *ws);
+/* Adds to a workspace for training what model_distill needs beyond it. */
+enum status model_workspace_distill(struct model_workspace *ws, struct error *err);
+size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most);
 /* Bytes that model_workspace_new would take. */
 size_t model_workspace_bytes(const struct model *model, struct model_shape most, bool train,
                              bool checkpoint);
@@ -141,6 +144,17 @@ enum status model_forward(const struct model *model, const int32_t *ids, struct 
 enum status model_train(const struct model *model, const int32_t *ids, struct model_shape shape,
                         double scale, const struct tap *tap, struct model_workspace *ws,
                         double *nll_sum, struct error *err);
+/* The same with a share of distillation: the gradients are those of
+ *   scale * ((1 - weight) * nll + weight * kl)
+ * summed over the predictions, kl being KL(this model without the tap || with it). The model's own
+ * forward pass is made first, for its final hidden states; its logits exist beside the others for
+ * one chunk at a time. `ws` needs model_workspace_distill. */
+struct model_losses {
+  double nll, kl; /* sums over predictions, in nats; kl is 0 without distillation */
+};
+enum status model_distill(const struct model *model, const int32_t *ids, struct model_shape shape,
+                          double scale, double weight, const struct tap *tap,
+                          struct model_workspace *ws, struct model_losses *sums, struct error *err);
 /* Forward only: nll (sequences * (length - 1)) per prediction. STATUS_REFUSED when one of them is
  * not a number, with the tensor that is to blame (model_train leaves that to its caller). */
 enum status model_nll(const struct model *model, const int32_t *ids, struct model_shape shape,

@@ -39,24 +39,40 @@ enum status model_nll(const struct model *m, const int32_t *ids, struct model_sh
   return STATUS_OK;
 }
 
-/* Loss of all rows of normed (T, hidden_size), and its gradient: dnormed (T, hidden_size). */
-static double head_loss(const struct model *m, const int32_t *ids, struct model_shape shape,
-                        float scale, struct model_workspace *ws, const float *normed,
-                        float *dnormed) {
+/* The losses of a chunk of rows, from their logits, and the gradient of what is learned. */
+static void chunk_losses(const struct model *m, int64_t first, int64_t rows, double weight,
+                         float scale, struct model_workspace *ws, float *dlogits,
+                         struct model_losses *sums) {
+  const int64_t vocab = m->config.vocab_size;
+  if (weight > 0) {
+    model_logits(m, ws->teacher + first * m->config.hidden_size, rows, ws->teacher_logits);
+    distill_loss(ws->logits, ws->teacher_logits, ws->targets, rows, vocab, (float)weight, scale,
+                 ws->nll, ws->kl, dlogits);
+    for (int64_t i = 0; i < rows; i++) sums->kl += (double)ws->kl[i];
+  } else {
+    cross_entropy(ws->logits, ws->targets, rows, vocab, scale, ws->nll, dlogits);
+  }
+  for (int64_t i = 0; i < rows; i++) sums->nll += (double)ws->nll[i];
+}
+
+/* Losses of all rows of ws->normed (T, hidden_size), and the gradient: ws->dnormed. */
+static struct model_losses head_losses(const struct model *m, const int32_t *ids,
+                                       struct model_shape shape, double weight, float scale,
+                                       struct model_workspace *ws) {
   int64_t tokens = shape_tokens(shape), vocab = m->config.vocab_size;
-  double cap = m->config.final_softcap, sum = 0;
+  double cap = m->config.final_softcap;
+  struct model_losses sums = {0, 0};
   float *dlogits = cap > 0 ? ws->capped : ws->logits;
   for (int64_t first = 0, rows; first < tokens; first += rows) {
     int64_t at = first * m->config.hidden_size;
     rows = chunk_rows(ws, first, tokens);
     set_targets(ids, shape, first, rows, ws->targets);
-    model_logits(m, normed + at, rows, ws->logits);
-    cross_entropy(ws->logits, ws->targets, rows, vocab, scale, ws->nll, dlogits);
+    model_logits(m, ws->normed + at, rows, ws->logits);
+    chunk_losses(m, first, rows, weight, scale, ws, dlogits, &sums);
     if (cap > 0) softcap_backward(dlogits, ws->logits, rows * vocab, cap);
-    linear_backward_input(&m->lm_head, dlogits, rows, dnormed + at, false);
-    for (int64_t i = 0; i < rows; i++) sum += (double)ws->nll[i];
+    linear_backward_input(&m->lm_head, dlogits, rows, ws->dnormed + at, false);
   }
-  return sum;
+  return sums;
 }
 
 static struct block_run train_run(const struct model *m, int layer, struct model_shape shape,
@@ -70,12 +86,25 @@ static struct block_run train_run(const struct model *m, int layer, struct model
 enum status model_train(const struct model *m, const int32_t *ids, struct model_shape shape,
                         double scale, const struct tap *tap, struct model_workspace *ws,
                         double *nll_sum, struct error *err) {
+  struct model_losses sums;
+  enum status status = model_distill(m, ids, shape, scale, 0, tap, ws, &sums, err);
+  if (status == STATUS_OK) *nll_sum = sums.nll;
+  return status;
+}
+
+enum status model_distill(const struct model *m, const int32_t *ids, struct model_shape shape,
+                          double scale, double weight, const struct tap *tap,
+                          struct model_workspace *ws, struct model_losses *sums,
+                          struct error *err) {
   INVARIANT(ws->train && ws->model == m && shape.length <= ws->positions);
   INVARIANT(shape_tokens(shape) <= shape_tokens(ws->most));
+  INVARIANT(weight >= 0 && weight <= 1 && (weight == 0 || ws->teacher));
   const struct model_config *c = &m->config;
   int64_t tokens = shape_tokens(shape);
   size_t bytes = (size_t)(tokens * c->hidden_size) * sizeof(float);
-  enum status status = model_embed(m, ids, tokens, ws->hidden, err);
+  enum status status = STATUS_OK;
+  if (weight > 0) status = model_forward(m, ids, shape, NULL, ws, ws->teacher, err);
+  if (status == STATUS_OK) status = model_embed(m, ids, tokens, ws->hidden, err);
   if (status != STATUS_OK) return status;
   for (int i = 0; i < c->layers; i++) {
     struct block_run run = train_run(m, i, shape, tap, ws);
@@ -84,7 +113,7 @@ enum status model_train(const struct model *m, const int32_t *ids, struct model_
   }
   rmsnorm_forward(ws->hidden, m->final_norm, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
                   ws->normed, ws->inverse_final);
-  *nll_sum = head_loss(m, ids, shape, (float)scale, ws, ws->normed, ws->dnormed);
+  *sums = head_losses(m, ids, shape, weight, (float)scale, ws);
   rmsnorm_backward(ws->dnormed, ws->hidden, m->final_norm, c->norm_plus_one, ws->inverse_final,
                    tokens, c->hidden_size, ws->dhidden, false);
   for (int i = c->layers - 1; i >= 0; i--) {

@@ -177,8 +177,33 @@ enum status model_workspace_new(struct model_workspace **out, const struct model
   return workspace_make(out, model, most, most.length, train, checkpoint, err);
 }
 
+static void carve_teacher(struct carver *c, struct model_workspace *ws) {
+  const struct model_config *config = &ws->model->config;
+  ws->teacher = carve(c, shape_tokens(ws->most), config->hidden_size);
+  ws->teacher_logits = carve(c, ws->chunk_rows, config->vocab_size);
+  ws->kl = carve(c, ws->chunk_rows, 1);
+}
+
+enum status model_workspace_distill(struct model_workspace *ws, struct error *err) {
+  struct carver carver = {0};
+  INVARIANT(ws->train && !ws->teacher);
+  carve_teacher(&carver, ws);
+  if (!(carver.base = mem_alloc(carver.used, sizeof(float), err))) return STATUS_FAILED;
+  carver.used = 0;
+  carve_teacher(&carver, ws); /* the first array is where the allocation begins */
+  return STATUS_OK;
+}
+
+size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most) {
+  struct model_workspace ws = blank(model, most, most.length, true, false);
+  struct carver carver = {0};
+  carve_teacher(&carver, &ws);
+  return carver.used * sizeof(float);
+}
+
 void model_workspace_free(struct model_workspace *ws) {
   if (!ws) return;
+  mem_free(ws->teacher);
   rope_table_release(&ws->rope);
   rope_table_release(&ws->rope_sliding);
   mem_free(ws->arena);

@@ -185,6 +185,48 @@ static void losses_are_right(void **state) {
   for_each_isa(loss_cases);
 }
 
+/* The student's logits in place, against fp64 formulas; a third of the weights is at an end. */
+static void distill_cases(void) {
+  float logits[ROWS * N_MOST], teacher[ROWS * N_MOST], d[ROWS * N_MOST], nll[ROWS], kl[ROWS];
+  static const float weights[] = {0.3f, 1, 0};
+  const float scale = 0.5f;
+  for (int l = 0; l < LENGTHS; l++) {
+    int64_t n = lengths[l];
+    const float weight = weights[l % 3];
+    int32_t targets[ROWS] = {0, -1, (int32_t)(n - 1)};
+    fill_normal(logits, (size_t)(ROWS * n), 15, 4);
+    fill_normal(teacher, (size_t)(ROWS * n), 16, 4);
+    memcpy(d, logits, sizeof d);
+    distill_loss(d, teacher, targets, ROWS, n, weight, scale, nll, kl, d);
+    assert_true(nll[1] == 0 && kl[1] == 0);
+    for (int64_t r = 0; r < ROWS; r++) {
+      const float *s = logits + r * n, *t = teacher + r * n;
+      double want = 0;
+      for (int64_t i = 0; i < n; i++) {
+        double log_q = log_softmax_at(s, n, i), log_p = log_softmax_at(t, n, i);
+        double text = exp(log_q) - (i == targets[r]), dense = exp(log_q) - exp(log_p);
+        double slope = targets[r] < 0 ? 0 : scale * ((1 - weight) * text + weight * dense);
+        assert_near("distilled dlogits", d[r * n + i], slope, 3e-7);
+        want += exp(log_p) * (log_p - log_q);
+      }
+      if (targets[r] < 0) continue;
+      assert_near("distilled nll", nll[r], -log_softmax_at(s, n, targets[r]), 1e-6);
+      assert_near("distilled kl", kl[r], want, 2e-6);
+    }
+    distill_loss(logits, logits, targets, ROWS, n, 1, scale, nll, kl, d);
+    for (int64_t i = 0; i < ROWS * n; i++) assert_true(fabsf(d[i]) < 1e-7f);
+    for (int r = 0; r < ROWS; r++) assert_true(fabsf(kl[r]) < 1e-6f);
+  }
+  teacher[0] = NAN;
+  int32_t target = 1;
+  distill_loss(logits, teacher, &target, 1, 700, 0.5f, 1, nll, kl, d);
+  assert_true(isnan(kl[0]) && !isnan(nll[0]));
+}
+static void distillation_is_right(void **state) {
+  (void)state;
+  for_each_isa(distill_cases);
+}
+
 /* A row with far outliers: nothing overflows, and ties go to the first. */
 static void extreme_case(void) {
   float row[40], same[40], nll, kl;
@@ -304,6 +346,7 @@ int main(void) {
       cmocka_unit_test(rope_rotates_and_back),
       cmocka_unit_test(gated_units_are_right),
       cmocka_unit_test(losses_are_right),
+      cmocka_unit_test(distillation_is_right),
       cmocka_unit_test(losses_survive_extremes),
       cmocka_unit_test(sums_are_exact_enough),
       cmocka_unit_test(cholesky_of_the_inverse),

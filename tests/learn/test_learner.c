@@ -87,7 +87,9 @@ static void make_learner(struct learner *l, const struct learn_settings *s) {
 static double objective(struct learner *l) {
   struct step_result r;
   must(learner_gradient(l, &windows, train, TOKENS / WINDOW, &r, &err), err);
-  double total = r.loss - schedule_regularizer(&l->settings, l->step) * r.regularizer;
+  const double share = l->settings.distill;
+  double total = (1 - share) * r.loss + share * r.kl -
+                 schedule_regularizer(&l->settings, l->step) * r.regularizer;
   if (l->settings.density == DENSITY_SOFT && learn_uses_tiles(&l->settings))
     total += l->settings.l1 * tiles_density_error(&l->tiles);
   return total;
@@ -134,6 +136,7 @@ static void whole_path_matches_differences(void **state) {
         struct learn_settings s = tiny_settings((enum learn_mode)mode);
         s.density = rule;
         s.noise = noise;
+        s.distill = noise == NOISE_STEP ? 0 : noise == NOISE_MICRO ? 0.6 : 1;
         s.regularizer = 1 + (mode + rule + noise) % 3;
         if (s.regularizer == REGULARIZER_MASKLLM) s.l2 = 1e-3;
         struct learner l;
@@ -222,6 +225,13 @@ static void bytes_per_weight_are_as_documented(void **state) {
     groups += (int64_t)groups_bytes(linear_rows(w), linear_cols(w));
   }
   assert_int_equal(learner_bytes(model, &joint) - learner_bytes(model, &tile), groups);
+  tile.distill = 0;
+  const int64_t plain = (int64_t)learner_bytes(model, &tile);
+  tile.distill = 0.5;
+  const int64_t tokens = tile.micro * WINDOW, vocab = model_config(model)->vocab_size;
+  const int64_t more = tokens * (model_config(model)->hidden_size + vocab + 1) * 4;
+  const int64_t got = (int64_t)learner_bytes(model, &tile) - plain;
+  assert_true(got >= more && got < more + 3 * 64);
 }
 
 static void bad_numbers_stop_the_run(void **state) {

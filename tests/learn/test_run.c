@@ -46,9 +46,10 @@ static char output[OUTPUT_BYTES];
 static int learn(const char *prefix, const char *mode, const char *run, const char *more) {
   return run_command(output, sizeof output,
                      "%s %s learn %s --mode %s %s --data %s --tokens 1536 --window 16 --batch 4 "
-                     "--micro 2 --tile 8 --seed 5 --out %s %s",
+                     "--micro 2 --tile 8 --seed 5 --out %s %s %s",
                      prefix, program(), model, mode,
-                     strcmp(mode, "maskllm") ? "--sparsity 35%" : "", text, run, more);
+                     strcmp(mode, "maskllm") ? "--sparsity 35%" : "", text, run,
+                     strcmp(mode, "joint") ? "" : "--distill 0.4", more);
 }
 
 static void same_files(const char *a, const char *b) {
@@ -61,8 +62,8 @@ static const char *in(const char *run, const char *name) {
   return scratch_path(both);
 }
 
-/* Seconds that the last whole joint run took: signals are sent at fractions of it, so that they find
- * a run at work on slow and on fast machines. */
+/* Seconds that the last whole joint run took: signals are sent at fractions of it, so that they
+ * find a run at work on slow and on fast machines. */
 static double whole_seconds;
 
 static void kills_do_not_show(void **state) {

@@ -92,14 +92,19 @@ static void training_step(void **state) {
   for (int checkpoint = 0; checkpoint < 2; checkpoint++) {
     struct model_workspace *ws;
     double loss;
+    struct model_losses losses;
     must(model_workspace_new(&ws, model, shape, true, checkpoint, &err), err);
     must(model_train(model, ids, shape, 1, &tap, ws, &loss, &err), err);
     long before = atomic_load(&allocations);
     must(model_train(model, ids, shape, 1, &tap, ws, &loss, &err), err);
     assert_int_equal(atomic_load(&allocations) - before, 0);
+    must(model_workspace_distill(ws, &err), err);
+    before = atomic_load(&allocations);
+    must(model_distill(model, ids, shape, 1, 0.5, &tap, ws, &losses, &err), err);
+    assert_int_equal(atomic_load(&allocations) - before, 0);
     model_workspace_free(ws);
   }
-  assert_int_equal(sites, 4 * model_site_count(model));
+  assert_int_equal(sites, 6 * model_site_count(model));
   model_close(model);
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "io/safetensors.h"
+#include "kernel/ops.h"
 #include "model/model.h"
 #include "sparse/hybrid.h"
 #include "sparse/packed.h"
@@ -406,6 +407,102 @@ static void finite_differences(void **state) {
   }
 }
 
+/* --- distillation --- */
+
+/* A tap that moves one site's weight along d, with the slope along it as `along` has it. */
+struct moved {
+  struct direction direction; /* first: it is the context of `along`, too */
+  struct linear_weight weight;
+  float *base;
+};
+
+static const struct linear_weight *moved_weight(void *ctx, const struct linear_site *site,
+                                                enum tap_pass pass) {
+  struct moved *m = ctx;
+  return site->index == m->direction.site ? &m->weight : NULL;
+}
+
+static double distilled_at(struct moved *m, double weight, float step, struct model_losses *sums) {
+  const struct linear_site *site = model_site(m->direction.model, m->direction.site);
+  const struct tap tap = {.ctx = m, .weight = moved_weight, .gradient = along};
+  const int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
+  float *w = floats(rows * cols);
+  struct model_workspace *ws;
+  for (int64_t i = 0; i < rows * cols; i++) w[i] = m->base[i] + step * m->direction.d[i];
+  m->weight.dense = (struct matrix_view){w, DTYPE_F32, rows, cols};
+  m->direction.slope = 0;
+  must(model_workspace_new(&ws, m->direction.model, shape, true, true, &err), err);
+  must(model_workspace_distill(ws, &err), err);
+  must(model_distill(m->direction.model, ids, shape, 0.5, weight, &tap, ws, sums, &err), err);
+  model_workspace_free(ws);
+  mem_free(w);
+  return 0.5 * ((1 - weight) * sums->nll + weight * sums->kl);
+}
+
+/* The divergence over the predictions, from whole logits of the two. */
+static double divergence_of(struct moved *m) {
+  const struct model *model = m->direction.model;
+  const struct tap tap = {.ctx = m, .weight = moved_weight};
+  const int64_t hidden = model_config(model)->hidden_size;
+  float *normed = floats(TOKENS * hidden),
+        *logits[2] = {floats(TOKENS * VOCAB), floats(TOKENS * VOCAB)};
+  static float kl[TOKENS];
+  struct model_workspace *ws;
+  must(model_workspace_new(&ws, model, shape, false, false, &err), err);
+  for (int masked = 0; masked < 2; masked++) {
+    must(model_forward(model, ids, shape, masked ? &tap : NULL, ws, normed, &err), err);
+    model_logits(model, normed, TOKENS, logits[masked]);
+  }
+  softmax_kl(logits[0], logits[1], TOKENS, VOCAB, kl, NULL);
+  double sum = 0;
+  for (int i = 0; i < TOKENS; i++) sum += i % LENGTH == LENGTH - 1 ? 0 : kl[i];
+  model_workspace_free(ws);
+  mem_free(normed);
+  mem_free(logits[0]);
+  mem_free(logits[1]);
+  return sum;
+}
+
+static void check_distilled(struct model *model, int site, double weight) {
+  const int64_t size = site_size(model_site(model, site));
+  const float step = 2e-3f, away = 0.05f;
+  float *d = floats(size);
+  struct moved m = {.direction = {.model = model, .site = site, .d = d, .dw = floats(size)},
+                    .base = floats(size)};
+  struct model_losses sums, other;
+  model_site_expand(model, site, m.base);
+  fill_normal(d, (size_t)size, (uint64_t)site + 1, 1);
+  double up = distilled_at(&m, weight, away + step, &other);
+  double down = distilled_at(&m, weight, away - step, &other);
+  double measured = (up - down) / (2 * (double)step);
+  distilled_at(&m, weight, away, &sums);
+  const double computed = m.direction.slope;
+  if (fabs(measured - computed) > 0.01 * fabs(measured) + 0.02)
+    fail_msg("slope along %s at weight %g: %g measured, %g computed", model_site(model, site)->name,
+             weight, measured, computed);
+  float *w = floats(size);
+  for (int64_t i = 0; i < size; i++) w[i] = m.base[i] + away * d[i];
+  m.weight.dense.data = w;
+  const double divergence = divergence_of(&m);
+  assert_true(divergence > 1e-3);
+  assert_true(fabs(sums.kl - divergence) < 1e-4 * divergence + 1e-5);
+  mem_free(w);
+  mem_free(d);
+  mem_free(m.base);
+  mem_free(m.direction.dw);
+}
+
+/* gemma3 caps its logits, and both halves of the loss see capped ones. */
+static void distillation(void **state) {
+  static const char *const names[] = {"llama", "gemma3"};
+  for (int i = 0; i < 2; i++) {
+    struct model *model = open_golden(names[i]);
+    for (int site = 0; site < model_site_count(model); site += 3)
+      check_distilled(model, site, site % 2 ? 1 : 0.4);
+    model_close(model);
+  }
+}
+
 /* --- other ways of storing the same model --- */
 
 /* Multimodal wrappers: another prefix, a nested configuration, and a tower we do not look at. */
@@ -553,19 +650,13 @@ static void missing_shard(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(tap_order),
-      cmocka_unit_test(masks_f32),
-      cmocka_unit_test(masks_f16),
-      cmocka_unit_test(masks_bf16),
-      cmocka_unit_test(foreign_masks),
-      cmocka_unit_test(packed_directory),
-      cmocka_unit_test(tensors_of_gguf),
-      cmocka_unit_test(parameters),
-      cmocka_unit_test(finite_differences),
-      cmocka_unit_test(wrappers),
-      cmocka_unit_test(misaligned),
-      cmocka_unit_test(nan_weights),
-      cmocka_unit_test(misfits),
+      cmocka_unit_test(tap_order),          cmocka_unit_test(masks_f32),
+      cmocka_unit_test(masks_f16),          cmocka_unit_test(masks_bf16),
+      cmocka_unit_test(foreign_masks),      cmocka_unit_test(packed_directory),
+      cmocka_unit_test(tensors_of_gguf),    cmocka_unit_test(parameters),
+      cmocka_unit_test(finite_differences), cmocka_unit_test(distillation),
+      cmocka_unit_test(wrappers),           cmocka_unit_test(misaligned),
+      cmocka_unit_test(nan_weights),        cmocka_unit_test(misfits),
       cmocka_unit_test(missing_shard),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,11 @@
 
 /* needs the vocabulary above */
 #include "kernel/cpu/rows_body.h"
+/* needs the steps of the rows */
+#include "kernel/cpu/distill_body.h"
 
-void rows_fill_avx512(struct kernel_table *table) { fill_rows(table); }
+void rows_fill_avx512(struct kernel_table *table) {
+  fill_rows(table);
+  fill_distill(table);
+}
 #endif

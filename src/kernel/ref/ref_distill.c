@@ -1,0 +1,28 @@
+/* Reference kernel of distillation's loss: see kernel/ops.h for the formula. Sums are fp64. */
+#include <math.h>
+
+#include "kernel/ref/ref.h"
+
+/* log of the sum of exponentials. */
+static double log_total(const float *x, int64_t n) {
+  double max = x[0], sum = 0;
+  for (int64_t i = 1; i < n; i++) max = fmax(max, x[i]);
+  for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+  return max + log(sum);
+}
+
+static void distill_row(const float *logits, const float *teacher, int64_t vocab, int32_t target,
+                        float weight, float scale, float *nll, float *kl, float *dlogits) {
+  const double total = log_total(logits, vocab), teacher_total = log_total(teacher, vocab);
+  double divergence = 0;
+  *nll = (float)(total - logits[target]);
+  for (int64_t i = 0; i < vocab; i++) {
+    const double log_p = teacher[i] - teacher_total, log_q = logits[i] - total;
+    divergence += exp(log_p) * (log_p - log_q);
+    const double wanted = weight * exp(log_p) + (i == target ? 1 - (double)weight : 0);
+    dlogits[i] = (float)(scale * (exp(log_q) - wanted));
+  }
+  *kl = (float)divergence;
+}
+
+void ref_fill_distill(struct kernel_table *table) { table->distill = distill_row; }
