@@ -1,7 +1,7 @@
 /* How fast the kernels are on this machine, each beside what bounds it: multiply-adds beside the
  * peak that a loop of nothing else reaches, streams beside a plain read of as many bytes.
  * Usage: bench_kernels [threads [part ...]]; TSR_ISA lowers the instruction set. Parts: gemm
- * skinny hybrid attention rows mask. Every time is the least of several runs. */
+ * bf16 mask. Every time is the least of several runs. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -80,6 +80,37 @@ static double peak_gflops(void) {
   return 2e-9 * 64 * 2000 * table->tile_rows * table->tile_cols * parallel_threads() / seconds;
 }
 
+/* Chunks that stay in the first-level cache. */
+struct bf16_peak {
+  uint16_t *a;
+  uint32_t *b;
+  float *c;
+};
+static void bf16_peak_item(void *ctx, int64_t item, int worker) {
+  struct bf16_peak *p = ctx;
+  (void)item;
+  struct bf16_block block = {.rows = 32,
+                             .cols = 32,
+                             .k = 256,
+                             .a = p->a,
+                             .panel_step = 16 * 256,
+                             .b = p->b,
+                             .strip_step = 8 * 256,
+                             .alpha = 1,
+                             .c = p->c + worker * 1024,
+                             .ldc = 32};
+  for (int i = 0; i < 500; i++) kernel_table()->bf16.block(&block);
+}
+static void bf16_peak_run(void *ctx) { parallel_for(parallel_threads(), bf16_peak_item, ctx); }
+
+static double bf16_peak_gflops(void) {
+  struct bf16_peak p = {must_alloc(32 * 256, 2), must_alloc(32 * 256, 2),
+                        must_alloc(1024 * PARALLEL_THREADS_MAX, 4)};
+  double seconds = best_seconds(bf16_peak_run, &p);
+  mem_free(p.a), mem_free(p.b), mem_free(p.c);
+  return 2e-9 * 32 * 32 * 256 * 500 * parallel_threads() / seconds;
+}
+
 struct stream {
   const float *x;
   int64_t count, per_item;
@@ -118,28 +149,30 @@ struct products {
   const float *x, *dy;
   float *y, *dx, *dw;
   int64_t tokens;
+  enum precision precision;
 };
 static void run_forward(void *ctx) {
   struct products *p = ctx;
-  linear_forward(&p->w, NULL, p->x, p->tokens, p->y);
+  linear_forward(&p->w, NULL, p->x, p->tokens, p->precision, p->y);
 }
 static void run_input(void *ctx) {
   struct products *p = ctx;
-  linear_backward_input(&p->w, p->dy, p->tokens, p->dx, false);
+  linear_backward_input(&p->w, p->dy, p->tokens, p->precision, p->dx, false);
 }
 static void run_weight(void *ctx) {
   struct products *p = ctx;
-  linear_backward_weight(p->dy, p->x, p->tokens, p->w.dense.rows, p->w.dense.cols, p->dw, false);
+  linear_backward_weight(p->dy, p->x, p->tokens, p->w.dense.rows, p->w.dense.cols, p->precision,
+                         p->dw, false);
 }
 
-static void bench_gemm(double peak) {
+static void bench_gemm(enum precision precision, double peak) {
   static const struct shape shapes[] = {{"q/o", 256, 576, 576},       {"k/v", 256, 192, 576},
                                         {"gate/up", 256, 1536, 576},  {"down", 256, 576, 1536},
                                         {"q/o", 1024, 576, 576},      {"k/v", 1024, 192, 576},
                                         {"gate/up", 1024, 1536, 576}, {"down", 1024, 576, 1536},
                                         {"lm_head", 256, 49152, 576}, {"large", 1024, 2048, 2048}};
-  printf("%-8s %6s %6s %6s  %22s %22s %22s\n", "product", "tokens", "rows", "cols",
-         "forward GFLOP/s", "dx GFLOP/s", "dw GFLOP/s");
+  printf("%s, peak %.1f GFLOP/s\n%-8s %6s %6s %6s  %22s %22s %22s\n", precision_name[precision],
+         peak, "product", "tokens", "rows", "cols", "forward GFLOP/s", "dx GFLOP/s", "dw GFLOP/s");
   for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
     const struct shape *s = &shapes[i];
     float *w = random_floats((size_t)(s->rows * s->cols));
@@ -148,7 +181,8 @@ static void bench_gemm(double peak) {
     float *y = must_alloc((size_t)(s->tokens * s->rows), 4);
     float *dx = must_alloc((size_t)(s->tokens * s->cols), 4);
     float *dw = must_alloc((size_t)(s->rows * s->cols), 4);
-    struct products p = {{{w, DTYPE_F32, s->rows, s->cols}, NULL}, x, dy, y, dx, dw, s->tokens};
+    struct products p = {
+        {{w, DTYPE_F32, s->rows, s->cols}, NULL}, x, dy, y, dx, dw, s->tokens, precision};
     double work = 2e-9 * (double)(s->tokens * s->rows * s->cols);
     double rate[3] = {work / best_seconds(run_forward, &p), work / best_seconds(run_input, &p),
                       work / best_seconds(run_weight, &p)};
@@ -248,7 +282,8 @@ int main(int argc, char **argv) {
   double peak = peak_gflops(), read = read_gbytes();
   printf("%s, %d threads: peak %.1f GFLOP/s, read %.1f GB/s\n", kernel_isa(), parallel_threads(),
          peak, read);
-  if (wanted(argc, argv, "gemm")) bench_gemm(peak);
+  if (wanted(argc, argv, "gemm")) bench_gemm(PRECISION_FP32, peak);
+  if (wanted(argc, argv, "bf16")) bench_gemm(PRECISION_BF16, bf16_peak_gflops());
   if (wanted(argc, argv, "mask")) bench_mask(read);
   return 0;
 }

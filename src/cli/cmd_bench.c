@@ -232,7 +232,7 @@ static void print_result(const struct job *job) {
     for (int i = 0; i < job->entry_count; i++) print_row(&table, job, i, which);
   output_table(&table);
   table_free(&table);
-  inputs_describe_compute(compute);
+  inputs_describe_compute(PRECISION_FP32, compute);
   log_info("%s; medians of %lld interleaved rounds; a plain read of the weights: %.1f GB/s",
            compute, (long long)job->settings->rounds, job->reads[0] / 1e9);
 }

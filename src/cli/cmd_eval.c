@@ -35,8 +35,10 @@ static const struct option options[] = {
      "windows in one pass; 0 means about 2048 tokens"},
     {"tokens", OPTION_INT, offsetof(struct settings, tokens), "0", 0, 1e12, NULL, "N",
      "use only the first N tokens of the text; 0 means all"},
-    {"precision", OPTION_CHOICE, offsetof(struct settings, precision), "fp32", 0, 0, "fp32", "NAME",
-     "arithmetic of the products; weights are dequantized exactly"},
+    {"precision", OPTION_CHOICE, offsetof(struct settings, precision), "fp32", 0, 0, "fp32|bf16",
+     NULL,
+     "what products round their operands to: fp32 is exact, bf16 faster where the processor has it "
+     "(--kl-to's model stays fp32)"},
     COMMON_OPTIONS(struct settings, common)};
 
 /* Everything that the command opens. */
@@ -107,7 +109,7 @@ static json_t *result_json(const struct settings *s, const struct inputs *in,
   json_object_set_new(out, "windows", json_integer(r->windows));
   json_object_set_new(out, "tokens", json_integer((json_int_t)in->corpus.ids.count));
   json_object_set_new(out, "batch", json_integer(r->batch));
-  json_object_set_new(out, "precision", json_string("fp32"));
+  json_object_set_new(out, "precision", json_string(precision_name[s->precision]));
   json_object_set_new(out, "isa", json_string(kernel_isa()));
   json_object_set_new(out, "threads", json_integer(parallel_threads()));
   json_object_set_new(out, "seconds", output_real(r->seconds));
@@ -125,7 +127,7 @@ static void print_result(const struct settings *s, const struct inputs *in,
                          const struct eval_result *r) {
   char compute[96], tokens[32], predictions[32], error[40];
   struct table facts = output_facts();
-  inputs_describe_compute(compute);
+  inputs_describe_compute((enum precision)s->precision, compute);
   format_integer(tokens, (long long)in->corpus.ids.count);
   format_integer(predictions, r->predictions);
   output_fact(&facts, "model", "%s%s%s", model_path(in->model), s->mask ? " under " : "",
@@ -163,6 +165,7 @@ static enum status run(const struct command *command, void *settings, struct tex
                                    .reference = in.reference,
                                    .windows = &in.windows,
                                    .batch = s->batch,
+                                   .precision = (enum precision)s->precision,
                                    .reference_cache = s->kl_cache};
     status = eval_run(&result, &request, err);
   }

@@ -16,6 +16,7 @@ struct settings {
   int64_t tokens, context, top_k, seed;
   double temperature, top_p, min_p, repetition_penalty;
   bool chat;
+  int precision;
   struct common_options common;
 };
 
@@ -47,6 +48,10 @@ static const struct option options[] = {
      100, NULL, "R", "make tokens that occurred less likely; 1 means off"},
     {"seed", OPTION_INT, offsetof(struct settings, seed), "0", 0, 9e18, NULL, "K",
      "the same seed gives the same text"},
+    {"precision", OPTION_CHOICE, offsetof(struct settings, precision), NULL, 0, 0, "fp32|bf16",
+     NULL,
+     "what products round their operands to while a prompt is read (default: bf16 where the "
+     "processor multiplies it, else fp32)"},
     COMMON_OPTIONS(struct settings, common)};
 
 enum { CHAT_CONTEXT = 4096, LINE_BYTES_MAX = 1 << 20 };
@@ -73,13 +78,20 @@ static struct sampler_settings sampler_of(const struct settings *s) {
                                    .seed = (uint64_t)s->seed};
 }
 
+static enum precision precision_of(const struct settings *s) {
+  return s->precision < 0 ? precision_fastest() : (enum precision)s->precision;
+}
+
 /* `needed` tokens at least, where the context was not given. */
 static enum status make_generator(struct job *job, int64_t needed, struct error *err) {
   int64_t most = model_config(job->model)->context_length;
   int64_t capacity = job->settings->context ? job->settings->context : needed;
   if (capacity > most) capacity = most;
   struct sampler_settings sampler = sampler_of(job->settings);
-  return generator_init(&job->generator, job->model, job->tokenizer, capacity, &sampler, err);
+  enum status status =
+      generator_init(&job->generator, job->model, job->tokenizer, capacity, &sampler, err);
+  if (!status) model_session_set_precision(job->generator.session, precision_of(job->settings));
+  return status;
 }
 
 static void report_speed(const struct generate_result *r) {
@@ -105,6 +117,7 @@ static json_t *result_json(const struct job *job, const char *prompt,
   json_object_set_new(out, "prompt_tokens", json_integer(r->prompt_tokens));
   json_object_set_new(out, "prompt_s", output_real(r->prompt_s));
   json_object_set_new(out, "decode_s", output_real(r->decode_s));
+  json_object_set_new(out, "precision", json_string(precision_name[precision_of(job->settings)]));
   json_object_set_new(out, "seed", json_integer(job->settings->seed));
   return out;
 }

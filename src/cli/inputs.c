@@ -25,7 +25,8 @@ enum status inputs_model(struct model **out, const char *path, const char *mask,
   return status;
 }
 
-void inputs_describe_compute(char out[96]) {
+void inputs_describe_compute(enum precision precision, char out[96]) {
   int threads = parallel_threads();
-  snprintf(out, 96, "fp32, %s, %d thread%s", kernel_isa(), threads, threads == 1 ? "" : "s");
+  snprintf(out, 96, "%s, %s, %d thread%s", precision_name[precision], kernel_isa(), threads,
+           threads == 1 ? "" : "s");
 }

@@ -9,6 +9,6 @@
 /* Opens MODEL and zeroes what the mask file drops; `mask` may be NULL. */
 enum status inputs_model(struct model **out, const char *path, const char *mask, struct error *err);
 /* "fp32, avx2, 2 threads": how this process computes. */
-void inputs_describe_compute(char out[96]);
+void inputs_describe_compute(enum precision precision, char out[96]);
 
 #endif

@@ -10,18 +10,9 @@
 
 /* clang-format off: one a line, in the order of use */
 static const struct command *const commands[] = {
-    &command_inspect,
-    &command_tokenize,
-    &command_prune,
-    &command_learn,
-    &command_pack,
-    &command_export,
-    &command_eval,
-    &command_generate,
-    &command_bench,
-    &command_verify,
-    &command_report,
-    NULL,
+    &command_inspect, &command_tokenize, &command_prune,  &command_learn,
+    &command_pack,    &command_export,   &command_eval,   &command_generate,
+    &command_bench,   &command_verify,   &command_report, NULL,
 };
 /* clang-format on */
 

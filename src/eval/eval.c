@@ -21,6 +21,7 @@ enum {
 /* One model's side of the pass. */
 struct side {
   const struct model *model;
+  enum precision precision; /* of the products */
   struct model_workspace *workspace;
   float *computed;           /* (batch * length, hidden_size) */
   struct states_cache cache; /* open where the states of all windows are kept */
@@ -75,8 +76,10 @@ static enum status side_init(struct side *side, const struct model *model, const
   side->computed =
       mem_alloc((size_t)(pass->batch * pass->length), (size_t)config->hidden_size * 4, err);
   if (!side->computed) return STATUS_FAILED;
-  return model_workspace_new(&side->workspace, model,
-                             (struct model_shape){pass->batch, pass->length}, false, false, err);
+  enum status status = model_workspace_new(
+      &side->workspace, model, (struct model_shape){pass->batch, pass->length}, false, false, err);
+  if (!status) model_workspace_set_precision(side->workspace, side->precision);
+  return status;
 }
 
 /* side->normed for windows [first, first + count). */
@@ -126,6 +129,7 @@ static enum status pass_init(struct pass *pass, const struct eval_request *reque
   if (!pass->ids || !pass->nll || !pass->kl || !pass->agree || !pass->window_nll ||
       !pass->window_kl || !pass->window_agrees)
     return STATUS_FAILED;
+  pass->side[0].precision = request->precision;
   enum status status = side_init(&pass->side[0], request->model, NULL, windows, pass, err);
   if (!status && request->reference)
     status =
@@ -145,7 +149,7 @@ static void score_window(struct pass *pass, int64_t window) {
       const struct side *side = &pass->side[i];
       int64_t hidden_size = model_config(side->model)->hidden_size;
       model_logits(side->model, side->normed + (window * pass->length + at) * hidden_size, rows,
-                   side->logits);
+                   side->precision, side->logits);
     }
     int64_t vocab_size = model_config(model->model)->vocab_size;
     cross_entropy(model->logits, ids + at + 1, rows, vocab_size, 1, pass->nll + out, NULL);

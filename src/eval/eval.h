@@ -20,6 +20,7 @@ struct eval_request {
   const struct windows *windows; /* length at least 2 */
   const char *reference_cache;   /* keeps the reference's hidden states (states.h), or NULL */
   int64_t batch;                 /* windows in one pass; 0 = about EVAL_PASS_TOKENS tokens */
+  enum precision precision;      /* of the model's products; the reference's are fp32 */
 };
 enum { EVAL_PASS_TOKENS = 2048 };
 

@@ -89,30 +89,39 @@ static void forward_skinny(const struct linear_weight *w, const float *x, int64_
   }
 }
 
+static void multiply(enum precision precision, int64_t m, int64_t n, int64_t k,
+                     const struct product_operand *a, const struct product_operand *b, bool add,
+                     float *c) {
+  if (precision == PRECISION_BF16)
+    product_bf16(m, n, k, 1.0f, a, b, add, c, n);
+  else
+    product(m, n, k, 1.0f, a, b, add, c, n);
+}
+
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
-                    int64_t tokens, float *y) {
+                    int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
   if (tokens <= SKINNY_TOKENS_MAX) {
     if (tokens > 0) forward_skinny(w, x, tokens, y);
   } else {
     struct product_operand a = float_operand(x, cols, false), b = weight_operand(w, true);
-    product(tokens, rows, cols, 1.0f, &a, &b, false, y, rows);
+    multiply(precision, tokens, rows, cols, &a, &b, false, y);
   }
   if (!bias) return;
   for (int64_t t = 0; t < tokens; t++) kernel_table()->add(y + t * rows, bias, rows);
 }
 
 void linear_backward_input(const struct linear_weight *w, const float *dy, int64_t tokens,
-                           float *dx, bool accumulate) {
+                           enum precision precision, float *dx, bool accumulate) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
   struct product_operand a = float_operand(dy, rows, false), b = weight_operand(w, false);
-  product(tokens, cols, rows, 1.0f, &a, &b, accumulate, dx, cols);
+  multiply(precision, tokens, cols, rows, &a, &b, accumulate, dx);
 }
 
 void linear_backward_weight(const float *dy, const float *x, int64_t tokens, int64_t rows,
-                            int64_t cols, float *dw, bool accumulate) {
+                            int64_t cols, enum precision precision, float *dw, bool accumulate) {
   struct product_operand a = float_operand(dy, rows, true), b = float_operand(x, cols, false);
-  product(rows, cols, tokens, 1.0f, &a, &b, accumulate, dw, cols);
+  multiply(precision, rows, cols, tokens, &a, &b, accumulate, dw);
 }
 
 void linear_row(const struct linear_weight *w, int64_t row, float *out) {

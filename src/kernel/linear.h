@@ -3,10 +3,13 @@
  * W is (rows = out features, cols = in features). A weight is dense (f32, f16 or bf16 elements, in
  * memory or mapped) or hybrid (sparse/hybrid.h: 128-tiles that are dense bf16 or packed 2:4).
  * All products accumulate in fp32 over k in a fixed order that depends on the shapes alone, so
- * that the bits do not depend on the number of threads. */
+ * that the bits do not depend on the number of threads.
+ * With PRECISION_BF16 the two operands are rounded to bf16 first; a forward product of few tokens,
+ * which is bound by reading W, takes them as they are in either case. */
 #ifndef TSR_KERNEL_LINEAR_H
 #define TSR_KERNEL_LINEAR_H
 
+#include "kernel/precision.h"
 #include "sparse/hybrid.h"
 #include "tensor/dtype.h"
 
@@ -25,13 +28,13 @@ static inline int64_t linear_cols(const struct linear_weight *w) {
 /* y = x W^T (+ bias).  x (tokens, cols), y (tokens, rows), bias (rows) or NULL. All fp32, dense
  * row-major. y must not overlap x. */
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
-                    int64_t tokens, float *y);
+                    int64_t tokens, enum precision precision, float *y);
 /* dx = dy W, or dx += dy W when accumulate.  dy (tokens, rows), dx (tokens, cols). */
 void linear_backward_input(const struct linear_weight *w, const float *dy, int64_t tokens,
-                           float *dx, bool accumulate);
+                           enum precision precision, float *dx, bool accumulate);
 /* dw = dy^T x, or += .  dw (rows, cols). */
 void linear_backward_weight(const float *dy, const float *x, int64_t tokens, int64_t rows,
-                            int64_t cols, float *dw, bool accumulate);
+                            int64_t cols, enum precision precision, float *dw, bool accumulate);
 
 /* Row `row` of W as fp32: out (cols). For embeddings and packing. */
 void linear_row(const struct linear_weight *w, int64_t row, float *out);

@@ -21,5 +21,9 @@ const float *operand_segment(const struct product_operand *op, int64_t row, int6
 /* gemm (gemm.h) over such operands; a is plain. */
 void product(int64_t m, int64_t n, int64_t k, float alpha, const struct product_operand *a,
              const struct product_operand *b, bool add, float *c, int64_t ldc);
+/* The same with both operands rounded to bf16 first and sums in fp32. Bits differ from one
+ * instruction set to another (they sum in different orders), not with the number of threads. */
+void product_bf16(int64_t m, int64_t n, int64_t k, float alpha, const struct product_operand *a,
+                  const struct product_operand *b, bool add, float *c, int64_t ldc);
 
 #endif

@@ -9,6 +9,7 @@
 #ifndef TSR_KERNEL_SELECT_H
 #define TSR_KERNEL_SELECT_H
 
+#include "kernel/bf16_kernels.h"
 #include "kernel/mask_kernels.h"
 #include "sparse/hybrid.h"
 #include "tensor/dtype.h"
@@ -50,6 +51,9 @@ struct kernel_table {
    * the first group on; that group's nibble is nibble `nibble` of codes (two a byte, low first). */
   void (*expand_groups)(enum dtype dtype, const void *values, const uint8_t *codes, int64_t nibble,
                         int64_t count, float *out);
+
+  /* --- products of operands rounded to bf16 --- */
+  struct bf16_kernels bf16;
 
   /* --- rows: as in kernel/ops.h, over the rows given --- */
   void (*rmsnorm)(const float *x, const float *weight, bool plus_one, double eps, int64_t rows,

@@ -107,6 +107,7 @@ static enum status init_scratch(struct learner *l, struct error *err) {
   enum status status = model_workspace_new(
       &l->workspace, l->model, (struct model_shape){s->micro, s->window}, true, false, err);
   if (status == STATUS_OK && s->distill > 0) status = model_workspace_distill(l->workspace, err);
+  if (!status) model_workspace_set_precision(l->workspace, (enum precision)s->precision);
   return status;
 }
 

@@ -4,21 +4,21 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "kernel/gemm.h"
+#include "kernel/linear.h"
 
 /* GFLOP/s of a product of a typical shape; best of a few, so that the first touch of the memory
  * does not count. 0 when there is no memory to measure with. */
-static double measure_gflops(void) {
+static double measure_gflops(enum precision precision) {
   enum { M = 512, N = 1024, K = 768, TRIES = 4 };
   struct error err;
   float *a = mem_alloc((size_t)M * K, sizeof *a, &err),
         *b = mem_alloc((size_t)N * K, sizeof *b, &err);
   float *c = mem_alloc((size_t)M * N, sizeof *c, &err);
+  const struct linear_weight w = {.dense = {b, DTYPE_F32, N, K}};
   double best_s = 0;
   for (int i = 0; a && b && c && i < TRIES; i++) {
     double start = clock_seconds();
-    gemm(M, N, K, 1, (struct gemm_operand){a, DTYPE_F32, K, false},
-         (struct gemm_operand){b, DTYPE_F32, K, true}, 0, c, N);
+    linear_forward(&w, NULL, a, M, precision, c);
     double spent = clock_seconds() - start;
     if (i == 1 || (i > 1 && spent < best_s)) best_s = spent;
   }
@@ -60,7 +60,7 @@ struct learn_plan learn_plan_make(const struct model *model, const struct learn_
   const double OVERHEAD = 1.35; /* norms, attention, softmax, masks, beside the products */
   const struct counts c = count(model, s, skip);
   struct learn_plan plan = {.learned_weights = (int64_t)c.learned, .tiles = c.tiles};
-  plan.gflops = measure_gflops();
+  plan.gflops = measure_gflops((enum precision)s->precision);
   double second = plan.gflops * 1e9 / OVERHEAD; /* flops that one second does */
   double forward = 2 * (c.linears + c.head);
   double step_token = 2 * forward + 2 * c.learned + (s->distill > 0 ? forward : 0);

@@ -69,7 +69,7 @@ void learn_settings_unset(struct learn_settings *s, enum learn_mode mode) {
   memset(s, 0, sizeof *s);
   s->mode = mode;
   s->sparsity = NAN;
-  s->density = s->noise = s->regularizer = s->tile_prior = -1;
+  s->density = s->noise = s->regularizer = s->tile_prior = s->precision = -1;
   s->warmup_steps = s->evaluations = s->heldout_windows = -1;
   for (int i = 0; i < REALS; i++) *real_at(s, &reals[i]) = NAN;
 }
@@ -156,6 +156,7 @@ static void resolve_choices(struct learn_settings *s) {
   if (s->noise < 0) s->noise = NOISE_MICRO;
   if (s->regularizer < 0) s->regularizer = regularizer[s->mode];
   if (s->tile_prior < 0) s->tile_prior = TILE_PRIOR_RANK;
+  if (s->precision < 0) s->precision = precision_fastest();
   if (s->evaluations < 0) s->evaluations = 4;
   if (s->heldout_windows < 1) s->heldout_windows = clamp(2048 / s->window, 2, 64);
   if (!s->tile_rows) s->tile_rows = s->tile_cols ? s->tile_cols : 128;
@@ -199,6 +200,7 @@ json_t *learn_settings_to_json(const struct learn_settings *s) {
   json_object_set_new(o, "noise", json_string(learn_noise_name[s->noise]));
   json_object_set_new(o, "regularizer", json_string(learn_regularizer_name[s->regularizer]));
   json_object_set_new(o, "tile_prior", json_string(learn_tile_prior_name[s->tile_prior]));
+  json_object_set_new(o, "precision", json_string(precision_name[s->precision]));
   for (int i = 0; i < REALS; i++) {
     const double *value = (const double *)((const char *)s + reals[i].offset);
     json_object_set_new(o, reals[i].name, json_real(*value));

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "io/json.h"
+#include "kernel/precision.h"
 
 enum learn_mode { LEARN_JOINT, LEARN_TILE, LEARN_MASKLLM, LEARN_MODES };
 extern const char *const learn_mode_name[LEARN_MODES];
@@ -62,6 +63,7 @@ struct learn_settings {
   int64_t evaluations; /* times the held-out loss is measured, the one before learning aside */
 
   int density, noise, regularizer, tile_prior; /* the enums above */
+  int precision;                               /* enum precision, of the model's products */
 
   double lr_tile, lr_24;
   int64_t warmup_steps;

@@ -85,7 +85,8 @@ static void take_gradient(void *ctx, const struct linear_site *site, const float
     form_masked(l, s);
     slope = regularizer_slope(l, s);
   }
-  linear_backward_weight(dy, x, tokens, s->mask.rows, s->mask.cols, l->gradient, false);
+  linear_backward_weight(dy, x, tokens, s->mask.rows, s->mask.cols,
+                         (enum precision)l->settings.precision, l->gradient, false);
   const struct mask_source source = site_source(l, s);
   double *soft_gradient =
       learn_uses_tiles(&l->settings) ? l->tiles.soft_gradient + s->first_tile : NULL;

@@ -12,7 +12,8 @@ static void pull_back(const struct block_run *run, enum site_role role, const fl
                       const float *dy, float *dx, bool accumulate) {
   const struct linear_site *site = &run->model->sites[model_block_site(run->layer) + (int)role];
   int64_t tokens = shape_tokens(run->shape);
-  linear_backward_input(block_weight(run, site, TAP_BACKWARD), dy, tokens, dx, accumulate);
+  linear_backward_input(block_weight(run, site, TAP_BACKWARD), dy, tokens, run->ws->precision, dx,
+                        accumulate);
   if (run->tap && run->tap->gradient) run->tap->gradient(run->tap->ctx, site, x, dy, tokens);
 }
 

@@ -42,8 +42,9 @@ void model_final_norm(const struct model *m, const float *hidden, int64_t tokens
                   m->config.hidden_size, out, NULL);
 }
 
-void model_logits(const struct model *m, const float *normed, int64_t tokens, float *logits) {
-  linear_forward(&m->lm_head, NULL, normed, tokens, logits);
+void model_logits(const struct model *m, const float *normed, int64_t tokens,
+                  enum precision precision, float *logits) {
+  linear_forward(&m->lm_head, NULL, normed, tokens, precision, logits);
   if (m->config.final_softcap > 0)
     softcap_forward(logits, tokens * m->config.vocab_size, m->config.final_softcap);
 }
@@ -63,7 +64,8 @@ static void project(const struct block_run *run, enum site_role role, const floa
   int64_t tokens = shape_tokens(run->shape);
   if (run->tap && run->tap->input && !run->repeated)
     run->tap->input(run->tap->ctx, site, x, tokens);
-  linear_forward(block_weight(run, site, TAP_FORWARD), site->bias, x, tokens, y);
+  linear_forward(block_weight(run, site, TAP_FORWARD), site->bias, x, tokens, run->ws->precision,
+                 y);
 }
 
 const struct rope_table *block_rope(const struct block_run *run) {

@@ -74,6 +74,7 @@ struct model_workspace {
   struct model_shape most;
   int64_t positions; /* rows of the rotary tables */
   bool train, checkpoint;
+  enum precision precision; /* of the products */
   float *arena;
   struct block_memory *blocks; /* (layers) when training without checkpoints, else (1) */
   int block_count;

@@ -117,6 +117,9 @@ void model_workspace_free(struct model_workspace *ws);
 /* Adds to a workspace for training what model_distill needs beyond it. */
 enum status model_workspace_distill(struct model_workspace *ws, struct error *err);
 size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most);
+/* Products of passes that use this workspace, forward and backward; PRECISION_FP32 until set.
+ * Attention is fp32 in any case. */
+void model_workspace_set_precision(struct model_workspace *ws, enum precision precision);
 /* Bytes that model_workspace_new would take. */
 size_t model_workspace_bytes(const struct model *model, struct model_shape most, bool train,
                              bool checkpoint);
@@ -131,7 +134,8 @@ void model_block(const struct model *model, int layer, struct model_shape shape,
 /* Final norm: out may be hidden. */
 void model_final_norm(const struct model *model, const float *hidden, int64_t tokens, float *out);
 /* logits (tokens, vocab_size) from normed hidden states. */
-void model_logits(const struct model *model, const float *normed, int64_t tokens, float *logits);
+void model_logits(const struct model *model, const float *normed, int64_t tokens,
+                  enum precision precision, float *logits);
 /* All of it up to the final norm: normed (tokens, hidden_size). */
 enum status model_forward(const struct model *model, const int32_t *ids, struct model_shape shape,
                           const struct tap *tap, struct model_workspace *ws, float *normed,
@@ -166,6 +170,8 @@ struct model_session;
 /* A session of one text of up to `capacity` tokens. */
 enum status model_session_new(struct model_session **out, const struct model *model,
                               int64_t capacity, struct error *err);
+/* Products of prompts; PRECISION_FP32 until set. */
+void model_session_set_precision(struct model_session *session, enum precision precision);
 void model_session_free(struct model_session *session);
 int64_t model_session_length(const struct model_session *session);
 /* Appends `count` tokens and gives the logits after the last: logits (vocab_size). STATUS_REFUSED

@@ -67,6 +67,10 @@ enum status model_session_new(struct model_session **out, const struct model *mo
   return model_session_new_slots(out, model, 1, capacity, err);
 }
 
+void model_session_set_precision(struct model_session *s, enum precision precision) {
+  model_workspace_set_precision(s->ws, precision);
+}
+
 void model_session_free(struct model_session *s) {
   if (!s) return;
   model_workspace_free(s->ws);
@@ -137,7 +141,7 @@ static enum status read_logits(struct model_session *s, int64_t first, int64_t c
   const struct model *m = s->model;
   float *rows = s->ws->hidden + first * m->config.hidden_size;
   model_final_norm(m, rows, count, rows);
-  model_logits(m, rows, count, logits);
+  model_logits(m, rows, count, s->ws->precision, logits);
   return model_check_finite(m, logits, count * m->config.vocab_size, "the logits are", err);
 }
 

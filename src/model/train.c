@@ -29,7 +29,7 @@ enum status model_nll(const struct model *m, const int32_t *ids, struct model_sh
   for (int64_t first = 0, rows; first < tokens; first += rows) {
     rows = chunk_rows(ws, first, tokens);
     set_targets(ids, shape, first, rows, ws->targets);
-    model_logits(m, ws->hidden + first * m->config.hidden_size, rows, ws->logits);
+    model_logits(m, ws->hidden + first * m->config.hidden_size, rows, ws->precision, ws->logits);
     cross_entropy(ws->logits, ws->targets, rows, vocab, 1, ws->nll, NULL);
     status = model_check_finite(m, ws->nll, rows, "the loss is", err);
     if (status != STATUS_OK) return status;
@@ -45,7 +45,8 @@ static void chunk_losses(const struct model *m, int64_t first, int64_t rows, dou
                          struct model_losses *sums) {
   const int64_t vocab = m->config.vocab_size;
   if (weight > 0) {
-    model_logits(m, ws->teacher + first * m->config.hidden_size, rows, ws->teacher_logits);
+    model_logits(m, ws->teacher + first * m->config.hidden_size, rows, ws->precision,
+                 ws->teacher_logits);
     distill_loss(ws->logits, ws->teacher_logits, ws->targets, rows, vocab, (float)weight, scale,
                  ws->nll, ws->kl, dlogits);
     for (int64_t i = 0; i < rows; i++) sums->kl += (double)ws->kl[i];
@@ -67,10 +68,10 @@ static struct model_losses head_losses(const struct model *m, const int32_t *ids
     int64_t at = first * m->config.hidden_size;
     rows = chunk_rows(ws, first, tokens);
     set_targets(ids, shape, first, rows, ws->targets);
-    model_logits(m, ws->normed + at, rows, ws->logits);
+    model_logits(m, ws->normed + at, rows, ws->precision, ws->logits);
     chunk_losses(m, first, rows, weight, scale, ws, dlogits, &sums);
     if (cap > 0) softcap_backward(dlogits, ws->logits, rows * vocab, cap);
-    linear_backward_input(&m->lm_head, dlogits, rows, ws->dnormed + at, false);
+    linear_backward_input(&m->lm_head, dlogits, rows, ws->precision, ws->dnormed + at, false);
   }
   return sums;
 }

@@ -201,6 +201,10 @@ size_t model_workspace_distill_bytes(const struct model *model, struct model_sha
   return carver.used * sizeof(float);
 }
 
+void model_workspace_set_precision(struct model_workspace *ws, enum precision precision) {
+  ws->precision = precision;
+}
+
 void model_workspace_free(struct model_workspace *ws) {
   if (!ws) return;
   mem_free(ws->teacher);

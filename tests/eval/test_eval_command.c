@@ -50,6 +50,32 @@ static void gives_json(void **state) {
   json_decref(json);
 }
 
+/* The rounded products give another number, but not one far away. */
+static void precision_is_asked_for_and_named(void **state) {
+  (void)state;
+  struct error err = {0};
+  static const char *const names[] = {"fp32", "bf16"};
+  char output[8192];
+  double nll[2];
+  need_data();
+  for (int i = 0; i < 2; i++) {
+    const char *path = scratch_path("precision.json");
+    int status = run_command(output, sizeof output,
+                             "'%s' eval '%s' --ppl '%s' --window 64 --tokens 1000 --precision %s "
+                             "--json '%s' --force",
+                             program(), model, text, names[i], path);
+    if (status) fail_msg("%s", output);
+    assert_non_null(strstr(output, names[i]));
+    json_t *json = json_read_file(path, 1 << 20, &err);
+    assert_non_null(json);
+    assert_string_equal(json_get_string(json, "precision"), names[i]);
+    nll[i] = json_number_value(json_object_get(json, "nll"));
+    json_decref(json);
+  }
+  assert_true(nll[0] != nll[1]);
+  assert_true(fabs(nll[0] - nll[1]) < 0.02);
+}
+
 static void json_has_standard_output_to_itself(void **state) {
   (void)state;
   struct error err = {0};
@@ -97,6 +123,7 @@ static void ends_as_documented(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(gives_json),
+      cmocka_unit_test(precision_is_asked_for_and_named),
       cmocka_unit_test(json_has_standard_output_to_itself),
       cmocka_unit_test(ends_as_documented),
   };

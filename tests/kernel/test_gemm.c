@@ -198,9 +198,9 @@ static void check_layer(struct layer *l, int64_t tokens) {
       want_y[t * rows + r] = sum;
     }
   }
-  linear_forward(&l->weight, bias, x, tokens, y);
+  linear_forward(&l->weight, bias, x, tokens, PRECISION_FP32, y);
   assert_close("y", y, want_y, (size_t)(tokens * rows), 2e-5);
-  linear_backward_input(&l->weight, dy, tokens, dx, true);
+  linear_backward_input(&l->weight, dy, tokens, PRECISION_FP32, dx, true);
   assert_close("dx", dx, want_dx, (size_t)(tokens * cols), 2e-5);
   for (int64_t r = 0; r < rows; r += 7) {
     linear_row(&l->weight, r, row);
@@ -237,7 +237,7 @@ static void weight_gradient_case(void) {
   fill_normal(x, (size_t)(tokens * cols), 1, 1);
   fill_normal(dy, (size_t)(tokens * rows), 2, 1);
   for (int pass = 1; pass <= 2; pass++) {
-    linear_backward_weight(dy, x, tokens, rows, cols, dw, pass == 2);
+    linear_backward_weight(dy, x, tokens, rows, cols, PRECISION_FP32, dw, pass == 2);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t c = 0; c < cols; c++) {
         double sum = 0;
@@ -270,14 +270,14 @@ static void thread_case(void) {
   for (int threads = 1; threads <= 3; threads++) {
     parallel_set_threads(threads);
     float *all = must_alloc(total, 4), *at = all;
-    linear_forward(&dense->weight, NULL, x, tokens, y);
+    linear_forward(&dense->weight, NULL, x, tokens, PRECISION_FP32, y);
     memcpy(at, y, part[0] * 4), at += part[0];
-    linear_backward_input(&dense->weight, y, tokens, dx, false);
-    linear_backward_weight(y, x, tokens, rows, cols, dw, false);
-    linear_forward(&hybrid->weight, NULL, x, tokens, y);
+    linear_backward_input(&dense->weight, y, tokens, PRECISION_FP32, dx, false);
+    linear_backward_weight(y, x, tokens, rows, cols, PRECISION_FP32, dw, false);
+    linear_forward(&hybrid->weight, NULL, x, tokens, PRECISION_FP32, y);
     memcpy(at, y, part[1] * 4), at += part[1];
-    linear_forward(&dense->weight, NULL, x, 3, at), at += part[2];
-    linear_forward(&hybrid->weight, NULL, x, 3, at), at += part[3];
+    linear_forward(&dense->weight, NULL, x, 3, PRECISION_FP32, at), at += part[2];
+    linear_forward(&hybrid->weight, NULL, x, 3, PRECISION_FP32, at), at += part[3];
     memcpy(at, dx, part[4] * 4), at += part[4];
     memcpy(at, dw, part[5] * 4);
     if (first) {

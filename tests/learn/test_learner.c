@@ -135,6 +135,7 @@ static void whole_path_matches_differences(void **state) {
       for (int noise = 0; noise < NOISE_RULES; noise++) {
         struct learn_settings s = tiny_settings((enum learn_mode)mode);
         s.density = rule;
+        s.precision = PRECISION_FP32; /* rounding has no derivative */
         s.noise = noise;
         s.distill = noise == NOISE_STEP ? 0 : noise == NOISE_MICRO ? 0.6 : 1;
         s.regularizer = 1 + (mode + rule + noise) % 3;
@@ -179,9 +180,10 @@ static void learning_lowers_the_loss(void **state) {
   }
 }
 
-static void threads_do_not_show(void **state) {
+static void check_threads(enum precision precision) {
   struct learn_settings s = tiny_settings(LEARN_JOINT);
   struct learner l[2];
+  s.precision = precision;
   for (int i = 0; i < 2; i++) {
     parallel_set_threads(i ? 3 : 1);
     make_learner(&l[i], &s);
@@ -197,6 +199,35 @@ static void threads_do_not_show(void **state) {
   learner_free(&l[0]);
   learner_free(&l[1]);
   parallel_set_threads(0);
+}
+
+static void threads_do_not_show(void **state) {
+  check_threads(PRECISION_FP32);
+  check_threads(PRECISION_BF16);
+}
+
+/* The same step in both precisions: not the same gradient, but nearly its direction. */
+static void bf16_gives_nearly_the_same_gradient(void **state) {
+  struct learn_settings s = tiny_settings(LEARN_TILE);
+  struct learner l[2];
+  struct step_result r;
+  for (int i = 0; i < 2; i++) {
+    s.precision = i ? PRECISION_BF16 : PRECISION_FP32;
+    make_learner(&l[i], &s);
+    must(learner_gradient(&l[i], &windows, train, TOKENS / WINDOW, &r, &err), err);
+  }
+  const float *a = l[0].tiles.gradient, *b = l[1].tiles.gradient;
+  double aa = 0, bb = 0, ab = 0;
+  for (int64_t i = 0; i < l[0].tiles.count; i++) {
+    aa += (double)a[i] * a[i];
+    bb += (double)b[i] * b[i];
+    ab += (double)a[i] * b[i];
+  }
+  printf("cosine %.6f\n", ab / sqrt(aa * bb));
+  assert_true(ab / sqrt(aa * bb) > 0.99);
+  assert_true(memcmp(a, b, (size_t)l[0].tiles.count * sizeof *a) != 0);
+  learner_free(&l[0]);
+  learner_free(&l[1]);
 }
 
 static void every_step_has_the_density(void **state) {
@@ -252,6 +283,7 @@ int main(void) {
       cmocka_unit_test(whole_path_matches_differences),
       cmocka_unit_test(learning_lowers_the_loss),
       cmocka_unit_test(threads_do_not_show),
+      cmocka_unit_test(bf16_gives_nearly_the_same_gradient),
       cmocka_unit_test(every_step_has_the_density),
       cmocka_unit_test(bytes_per_weight_are_as_documented),
       cmocka_unit_test(bad_numbers_stop_the_run),

@@ -10,6 +10,7 @@
 #include "io/file.h"
 #include "io/record.h"
 #include "io/safetensors.h"
+#include "kernel/precision.h"
 #include "learn/run.h"
 #include "support/support.h"
 
@@ -68,19 +69,21 @@ static double whole_seconds;
 
 static void kills_do_not_show(void **state) {
   static const char *const modes[] = {"tile", "maskllm", "joint"};
+  static const char *const precision[] = {"bf16", "fp32", "bf16"};
   for (int m = 0; m < 3; m++) {
-    char whole[32], killed[32], prefix[64];
+    char whole[32], killed[32], prefix[64], options[96];
     snprintf(whole, sizeof whole, "whole-%s", modes[m]);
     snprintf(killed, sizeof killed, "killed-%s", modes[m]);
     double start = clock_seconds();
-    if (learn("", modes[m], scratch_path(whole), "--threads 1")) fail_msg("%s", output);
+    snprintf(options, sizeof options, "--threads 1 --precision %s", precision[m]);
+    if (learn("", modes[m], scratch_path(whole), options)) fail_msg("%s", output);
     whole_seconds = clock_seconds() - start;
     int kills = 0, status = -1;
     for (int i = 0; i < 60 && status != 0; i++) {
       snprintf(prefix, sizeof prefix, "timeout -s KILL %.3f", whole_seconds * (0.3 + 0.15 * i));
-      status = learn(prefix, modes[m], scratch_path(killed),
-                     i % 2 ? "--resume --checkpoint-every 0 --threads 2"
-                           : "--resume --checkpoint-every 0.05 --threads 1");
+      snprintf(options, sizeof options, "--resume --precision %s --checkpoint-every %s",
+               precision[m], i % 2 ? "0 --threads 2" : "0.05 --threads 1");
+      status = learn(prefix, modes[m], scratch_path(killed), options);
       if (status == 128 + 9 || status == 137)
         kills++;
       else if (status)
@@ -119,6 +122,10 @@ static void finished_and_existing_runs(void **state) {
   assert_non_null(strstr(output, "finished already"));
   assert_int_equal(learn("", "tile", run, "--resume --lr 0.5"), STATUS_REFUSED);
   assert_non_null(strstr(output, "lr_tile"));
+  const char *other = precision_fastest() == PRECISION_BF16 ? "--resume --precision fp32"
+                                                            : "--resume --precision bf16";
+  assert_int_equal(learn("", "tile", run, other), STATUS_REFUSED);
+  assert_non_null(strstr(output, "precision"));
   assert_int_equal(run_command(NULL, 0, "cp %s %s", in("finished", "mask.safetensors"),
                                scratch_path("first.safetensors")),
                    0);

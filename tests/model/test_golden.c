@@ -57,7 +57,7 @@ static void check_logits(const char *model_name, const char *expected_name) {
   float *normed = floats((size_t)(tokens * model_config(model)->hidden_size));
   float *logits = floats((size_t)(tokens * vocab));
   must(model_forward(model, (const int32_t *)ids->data, shape, NULL, ws, normed, &err), err);
-  model_logits(model, normed, tokens, logits);
+  model_logits(model, normed, tokens, PRECISION_FP32, logits);
   check("logits", model_name, logits, (const float *)want->data, tokens * vocab, 2e-6);
   mem_free(normed);
   mem_free(logits);
@@ -86,7 +86,7 @@ static void gather(void *ctx, const struct linear_site *site, const float *x, co
   struct gradients *g = ctx;
   int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
   g->dw[site->index] = floats((size_t)(rows * cols));
-  linear_backward_weight(dy, x, tokens, rows, cols, g->dw[site->index], false);
+  linear_backward_weight(dy, x, tokens, rows, cols, PRECISION_FP32, g->dw[site->index], false);
   g->seen++;
 }
 

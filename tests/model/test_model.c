@@ -360,7 +360,7 @@ static void along(void *ctx, const struct linear_site *site, const float *x, con
   struct direction *d = ctx;
   if (site->index != d->site) return;
   linear_backward_weight(dy, x, tokens, linear_rows(&site->weight), linear_cols(&site->weight),
-                         d->dw, false);
+                         PRECISION_FP32, d->dw, false);
   for (int64_t i = 0; i < site_size(site); i++) d->slope += (double)d->dw[i] * d->d[i];
 }
 
@@ -451,7 +451,7 @@ static double divergence_of(struct moved *m) {
   must(model_workspace_new(&ws, model, shape, false, false, &err), err);
   for (int masked = 0; masked < 2; masked++) {
     must(model_forward(model, ids, shape, masked ? &tap : NULL, ws, normed, &err), err);
-    model_logits(model, normed, TOKENS, logits[masked]);
+    model_logits(model, normed, TOKENS, PRECISION_FP32, logits[masked]);
   }
   softmax_kl(logits[0], logits[1], TOKENS, VOCAB, kl, NULL);
   double sum = 0;

@@ -31,7 +31,7 @@ static void all_logits(const struct model *model) {
   struct model_shape shape = {1, LENGTH};
   must(model_workspace_new(&ws, model, shape, false, false, &err), err);
   must(model_forward(model, ids, shape, NULL, ws, normed, &err), err);
-  model_logits(model, normed, LENGTH, whole);
+  model_logits(model, normed, LENGTH, PRECISION_FP32, whole);
   model_workspace_free(ws);
 }
 

@@ -12,8 +12,7 @@ INLINE void distill_step(int64_t i, int64_t lanes, const float *logits, const fl
 /* The exponentials are made twice, for the sums and for the gradient: dlogits may be where the
  * logits are, so there is no room to keep both rows of them. */
 static void distill_row(const float *logits, const float *teacher, int64_t vocab, int32_t target,
-                        float weight, float gradient_scale, float *nll, float *kl,
-                        float *dlogits) {
+                        float weight, float gradient_scale, float *nll, float *kl, float *dlogits) {
   const float p_top = top_of(teacher, vocab).value, q_top = top_of(logits, vocab).value;
   struct divergence d = {wide_zero(), wide_zero(), wide_zero()};
   FOR_LANES(vocab, divergence_step, teacher, logits, vf_set(p_top), vf_set(q_top), &d);

@@ -2,5 +2,5 @@
 #if defined(__x86_64__)
 #include "kernel/cpu/tables.h"
 
-void kernel_table_fill_avx512bf16(struct kernel_table *table) { (void)table; }
+void kernel_table_fill_avx512bf16(struct kernel_table *table) { bf16_fill_avx512bf16(table); }
 #endif

@@ -6,6 +6,10 @@
 
 void product_fill_avx2(struct kernel_table *table);
 void product_fill_avx512(struct kernel_table *table);
+void bf16_fill_avx2(struct kernel_table *table);
+void bf16_fill_avx512(struct kernel_table *table);
+void bf16_fill_avx512bf16(struct kernel_table *table);
+void bf16_fill_amx(struct kernel_table *table);
 void rows_fill_avx2(struct kernel_table *table);
 void rows_fill_avx512(struct kernel_table *table);
 void mask_fill_avx2(struct kernel_table *table);

@@ -129,6 +129,13 @@ INLINE void vf_transpose_quads(vf x[4]) {
   x[3] = _mm256_shuffle_ps(b, d, 0xEE);
 }
 
+/* The high half of each lane. */
+INLINE void vi_store_high_halves(uint16_t *p, vi x) {
+  __m256i high = _mm256_srli_epi32(x, 16);
+  high = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+  _mm_storeu_si128((void *)p, _mm256_castsi256_si128(high));
+}
+
 /* VL nibbles, the low one of each byte first. */
 INLINE vi vi_nibbles(const uint8_t *p) {
   uint32_t word;

@@ -128,6 +128,11 @@ INLINE void vf_transpose_quads(vf x[4]) {
   x[3] = _mm512_shuffle_ps(b, d, 0xEE);
 }
 
+/* The high half of each lane. */
+INLINE void vi_store_high_halves(uint16_t *p, vi x) {
+  _mm256_storeu_si256((void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
+}
+
 /* VL nibbles, the low one of each byte first. */
 INLINE vi vi_nibbles(const uint8_t *p) {
   int32_t words[2];

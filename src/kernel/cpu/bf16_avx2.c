@@ -1,0 +1,12 @@
+/* The kernels of bf16 products for avx2. */
+#if defined(__x86_64__)
+#include "kernel/cpu/tables.h"
+#include "kernel/cpu/vec_avx2.h"
+
+/* need the vocabulary above, in this order */
+#include "kernel/cpu/bf16_pack_body.h"
+
+#include "kernel/cpu/bf16_block_body.h"
+
+void bf16_fill_avx2(struct kernel_table *table) { fill_bf16(table); }
+#endif
