@@ -80,8 +80,9 @@ static int64_t add_known(int64_t sum, int64_t value) {
 }
 
 static void line_add(struct line *line, const struct inspected_linear *l) {
-  if (line->area && strcmp(line->pattern, l->pattern) != 0) strcpy(line->pattern, "mixed");
-  if (!line->area) strcpy(line->pattern, l->pattern);
+  if (line->area && strcmp(line->pattern, l->pattern) != 0)
+    snprintf(line->pattern, sizeof line->pattern, "mixed");
+  if (!line->area) snprintf(line->pattern, sizeof line->pattern, "%s", l->pattern);
   line->rows = l->rows;
   line->cols = l->cols;
   line->area += l->rows * l->cols;
@@ -99,7 +100,7 @@ static void line_print(struct table *t, const struct line *line) {
     table_cell(t, "-");
   else
     table_cell(t, "%lld / %lld", (long long)line->tiles_dense,
-               (long long)(line->tiles_dense + line->tiles_sparse));
+               (long long)line->tiles_dense + line->tiles_sparse);
   share_cell(t, line->kept, line->area);
   share_cell(t, line->nonzero, line->area);
 }

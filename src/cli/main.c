@@ -8,7 +8,8 @@
 #include "base/log.h"
 #include "cli/commands.h"
 
-/* clang-format off: one a line, in the order of use */
+/* One a line, in the order of use. */
+/* clang-format off */
 static const struct command *const commands[] = {
     &command_inspect, &command_tokenize, &command_prune,  &command_learn,
     &command_pack,    &command_export,   &command_eval,   &command_generate,

@@ -128,6 +128,22 @@ static const struct option *find_option(const struct command *command, const cha
 
 /* --- --config FILE --- */
 
+/* Settings point at their texts. Those of the command line outlive them in argv; those of a
+ * configuration file do so here, until the process ends. */
+static const char *keep_text(const char *text) {
+  static struct kept {
+    struct kept *next;
+    char text[];
+  } * all;
+  const size_t bytes = strlen(text) + 1;
+  struct kept *kept = malloc(sizeof *kept + bytes);
+  INVARIANT(kept != NULL);
+  memcpy(kept->text, text, bytes);
+  kept->next = all;
+  all = kept;
+  return kept->text;
+}
+
 static enum status assign_json(const struct option *o, const json_t *value, void *settings,
                                struct error *err) {
   char number[64];
@@ -149,11 +165,11 @@ static enum status assign_json(const struct option *o, const json_t *value, void
     snprintf(number, sizeof number, "%lld", (long long)json_integer_value(value));
   else if (json_is_real(value))
     snprintf(number, sizeof number, "%.17g", json_real_value(value));
-  else if (json_is_string(value))
-    return assign(o, strdup(json_string_value(value)), settings, err);
-  else
+  else if (!json_is_string(value))
     return error_set(err, STATUS_USAGE, "\"%s\" must be a number or a string", o->name);
-  return assign(o, strdup(number), settings, err);
+  const char *text = json_is_string(value) ? json_string_value(value) : number;
+  const bool kept = o->kind == OPTION_TEXT || o->kind == OPTION_LIST;
+  return assign(o, kept ? keep_text(text) : text, settings, err);
 }
 
 static enum status apply_config(const struct command *command, const char *path, void *settings,

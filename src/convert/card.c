@@ -71,8 +71,8 @@ static void read_line(struct model_card *card, const char *line, bool *in_bases)
 static void read_front_matter(struct model_card *card, char *text) {
   bool in_bases = false;
   char *save = NULL, *line = strtok_r(text, "\n", &save);
-  if (!line || strncmp(line, "---", 3)) return;
-  while ((line = strtok_r(NULL, "\n", &save)) && strncmp(line, "---", 3))
+  if (!line || strncmp(line, "---", 3) != 0) return;
+  while ((line = strtok_r(NULL, "\n", &save)) && strncmp(line, "---", 3) != 0)
     read_line(card, line, &in_bases);
 }
 

@@ -1,6 +1,7 @@
 /* Looking at models. A scan holds one bit per weight of one linear, and a few rows of it. */
 #include "convert/inspect.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/interrupt.h"
@@ -60,7 +61,8 @@ static void read_packed(const struct hybrid_matrix *h, struct inspected_linear *
     out->tiles_sparse += !dense;
     out->kept += dense ? mask_tile_area(&shape, t) : mask_tile_kept_sparse(&shape, t);
   }
-  strcpy(out->pattern, !out->tiles_sparse ? "dense" : out->tiles_dense ? "hybrid" : "2:4");
+  const char *pattern = !out->tiles_sparse ? "dense" : out->tiles_dense ? "hybrid" : "2:4";
+  snprintf(out->pattern, sizeof out->pattern, "%s", pattern);
 }
 
 static enum status scan_linear(const struct model *model, int site, int64_t tile,

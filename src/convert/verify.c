@@ -10,6 +10,7 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/number.h"
 #include "base/parallel.h"
 #include "convert/inspect.h"
 #include "convert/weights.h"
@@ -43,12 +44,14 @@ static enum status check_groups(const struct mask_matrix *m, int keep, int of, s
 
 static enum status check_pattern(const struct mask_set *masks, struct error *err) {
   const char *pattern = mask_set_meta_get(masks, "pattern");
-  int keep, of;
+  int64_t keep, of;
   enum status status = STATUS_OK;
-  if (!pattern || sscanf(pattern, "%4d:%4d", &keep, &of) != 2 || keep < 1 || of <= keep)
+  if (!pattern || !number_take(&pattern, 9999, &keep) || *pattern++ != ':' ||
+      !number_take(&pattern, 9999, &of) || keep < 1 || of <= keep)
     return STATUS_OK;
   for (size_t i = 0; i < masks->count && !status; i++)
-    if (masks->items[i].kind == MASK_BITS) status = check_groups(&masks->items[i], keep, of, err);
+    if (masks->items[i].kind == MASK_BITS)
+      status = check_groups(&masks->items[i], (int)keep, (int)of, err);
   return status;
 }
 

@@ -78,7 +78,7 @@ static int32_t largest(const float *logits, int64_t n) {
 
 /* The order of the heap: likelier first, then smaller id. */
 static bool before(const double *mass, int32_t a, int32_t b) {
-  return mass[a] > mass[b] || (mass[a] == mass[b] && a < b);
+  return mass[a] != mass[b] ? mass[a] > mass[b] : a < b;
 }
 
 static void sift_down(const double *mass, int32_t *heap, int64_t n, int64_t i) {

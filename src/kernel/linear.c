@@ -61,7 +61,7 @@ static void skinny_hybrid(void *ctx, int64_t item, int worker) {
   int64_t count = end - first < SKINNY_ROWS ? end - first : SKINNY_ROWS;
   if (count <= 0) return;
   float *sums =
-      kernel_scratch(SCRATCH_SEGMENT, (size_t)(SKINNY_ROWS * SKINNY_TOKENS_MAX * HYBRID_LANES));
+      kernel_scratch(SCRATCH_SEGMENT, (size_t)SKINNY_ROWS * SKINNY_TOKENS_MAX * HYBRID_LANES);
   kernel_table()->hybrid_dot_rows(h, first, count, s->x, s->ldx, s->tokens, s->y + first, h->rows,
                                   sums);
 }

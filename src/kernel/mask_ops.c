@@ -102,8 +102,8 @@ static struct strip_scratch strip_scratch_make(const struct pass *p) {
 /* A row of w as whole blocks of fp32. */
 static const float *padded_weights(const struct pass *p, int64_t row, float *buffer) {
   const struct matrix_view *w = &p->w;
-  const char *at = (const char *)w->data + row * w->cols * (w->dtype == DTYPE_F32 ? 4 : 2);
-  if (w->dtype == DTYPE_F32 && w->cols % BLOCK_COLS == 0) return (const float *)at;
+  const void *at = (const char *)w->data + row * w->cols * (w->dtype == DTYPE_F32 ? 4 : 2);
+  if (w->dtype == DTYPE_F32 && w->cols % BLOCK_COLS == 0) return at;
   kernel_table()->widen(w->dtype, at, w->cols, buffer);
   return buffer;
 }
@@ -155,8 +155,9 @@ static void sample_item(void *ctx, int64_t item, int worker) {
   }
 }
 
-static double *part_scratch(int64_t count) {
-  return (double *)kernel_scratch(SCRATCH_LINEAR, (size_t)(2 * count));
+/* Room for `count` sums. */
+static void *part_scratch(int64_t count) {
+  return kernel_scratch(SCRATCH_LINEAR, (size_t)(2 * count));
 }
 
 double mask_sample(const struct mask_source *source, struct matrix_view w, float *out) {
@@ -256,7 +257,7 @@ static void harden_item(void *ctx, int64_t item, int worker) {
   int64_t groups = mask_row_groups(h->cols), blocks = mask_row_blocks(h->cols), changed = 0;
   int64_t width = h->cols - (groups - 1) * GROUP, stride = (h->cols + 7) / 8;
   int64_t end = (item + 1) * STRIP_ROWS < h->rows ? (item + 1) * STRIP_ROWS : h->rows;
-  int32_t *chosen = (int32_t *)kernel_scratch(SCRATCH_MASK, (size_t)(blocks * MASK_BLOCK));
+  int32_t *chosen = kernel_scratch(SCRATCH_MASK, (size_t)(blocks * MASK_BLOCK));
   for (int64_t row = item * STRIP_ROWS; row < end; row++) {
     kernel_table()->mask.choose(h->logits + mask_logit_index(h->cols, row, 0, 0), blocks, chosen);
     if (width < GROUP) chosen[groups - 1] = narrow_code(h->logits, h->cols, row, width);
@@ -267,7 +268,7 @@ static void harden_item(void *ctx, int64_t item, int worker) {
 
 int64_t mask_harden(const float *logits, int64_t rows, int64_t cols, uint8_t *codes) {
   int64_t items = (rows + STRIP_ROWS - 1) / STRIP_ROWS, sum = 0;
-  struct harden h = {logits, rows, cols, codes, (int64_t *)part_scratch(items)};
+  struct harden h = {logits, rows, cols, codes, part_scratch(items)};
   parallel_for(items, harden_item, &h);
   for (int64_t i = 0; i < items; i++) sum += h.changed[i];
   return sum;

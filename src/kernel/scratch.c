@@ -8,7 +8,7 @@
 #include "base/mem.h"
 
 struct scratch {
-  float *data[SCRATCH_SLOTS];
+  void *data[SCRATCH_SLOTS];
   size_t count[SCRATCH_SLOTS];
 };
 
@@ -45,7 +45,7 @@ static void *must_alloc(size_t count, size_t size) {
   return block;
 }
 
-float *kernel_scratch(enum scratch_slot slot, size_t count) {
+void *kernel_scratch(enum scratch_slot slot, size_t count) {
   if (!mine) {
     pthread_once(&once, make_key);
     mine = must_alloc(1, sizeof *mine);

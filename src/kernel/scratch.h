@@ -17,8 +17,9 @@ enum scratch_slot {
   SCRATCH_SLOTS
 };
 
-/* `count` floats, 64-byte aligned, contents undefined; valid until the thread asks for the slot
- * again. Ends the process with a sentence when memory is out: the products have no way to fail. */
-float *kernel_scratch(enum scratch_slot slot, size_t count);
+/* Room for `count` floats, 64-byte aligned, contents undefined; valid until the thread asks for the
+ * slot again. Ends the process with a sentence when memory is out: the products have no way to
+ * fail. */
+void *kernel_scratch(enum scratch_slot slot, size_t count);
 
 #endif

@@ -75,7 +75,7 @@ static enum isa isa_lowered(enum isa most) {
 
 static void fill(void) {
   processor = isa_of_processor();
-  for (int i = 0; i <= (int)processor; i++) {
+  for (int i = 0; i < ISA_COUNT && i <= (int)processor; i++) {
     kernel_table_fill_reference(&tables[i]);
 #if defined(__x86_64__)
     if (i >= ISA_AVX2) kernel_table_fill_avx2(&tables[i]);
@@ -99,7 +99,7 @@ const struct kernel_table *kernel_table(void) {
 
 bool kernel_table_use(const char *isa) {
   pthread_once(&once, fill);
-  for (int i = 0; i <= (int)processor; i++)
+  for (int i = 0; i < ISA_COUNT && i <= (int)processor; i++)
     if (!strcmp(isa, isa_name[i])) {
       current = &tables[i];
       return true;

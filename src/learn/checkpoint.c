@@ -227,11 +227,11 @@ static enum status load_file(struct learner *l, struct run_state *state, const c
   const char *format = safetensors_metadata(file, "format");
   const char *saved = safetensors_metadata(file, "settings");
   status = STATUS_REFUSED;
-  if (!format || strcmp(format, FORMAT)) {
+  if (!format || strcmp(format, FORMAT) != 0) {
     damaged(path, "it is no", FORMAT, err);
     goto out;
   }
-  if (!saved || strcmp(saved, settings)) {
+  if (!saved || strcmp(saved, settings) != 0) {
     damaged(path, "it belongs to other settings than", "config.json", err);
     goto out;
   }
@@ -264,12 +264,12 @@ enum status checkpoint_load(struct learner *l, struct run_state *state, const ch
                             const char *run, bool *found, struct error *err) {
   char *current = path_join(run, current_name), *previous = path_join(run, previous_name);
   enum status status = STATUS_OK;
-  *found = file_exists(current) || file_exists(previous);
-  if (file_exists(current)) status = load_file(l, state, settings, current, err);
-  if (*found && (status != STATUS_OK || !file_exists(current))) {
+  const bool has_current = file_exists(current), has_previous = file_exists(previous);
+  *found = has_current || has_previous;
+  if (has_current) status = load_file(l, state, settings, current, err);
+  if (*found && (status != STATUS_OK || !has_current)) {
     struct error second;
-    bool is_there = file_exists(previous);
-    if (is_there && load_file(l, state, settings, previous, &second) == STATUS_OK) {
+    if (has_previous && load_file(l, state, settings, previous, &second) == STATUS_OK) {
       log_warn("%s; going on from the checkpoint before it, of step %lld",
                status != STATUS_OK ? err->text : "the last checkpoint is missing",
                (long long)l->step);

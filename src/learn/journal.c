@@ -33,7 +33,7 @@ static json_t *stamp(const char *type) {
 }
 
 static json_int_t tokens_after(const struct journal *j, int64_t step) {
-  return (json_int_t)(step * j->settings->batch * j->settings->window);
+  return (json_int_t)step * j->settings->batch * j->settings->window;
 }
 
 struct scalar {

@@ -61,8 +61,10 @@ static const struct real_default reals[] = {
 #undef REAL
 enum { REALS = sizeof reals / sizeof *reals };
 
+static void *member(struct learn_settings *s, size_t offset) { return (char *)s + offset; }
+
 static double *real_at(struct learn_settings *s, const struct real_default *d) {
-  return (double *)((char *)s + d->offset);
+  return member(s, d->offset);
 }
 
 void learn_settings_unset(struct learn_settings *s, enum learn_mode mode) {
@@ -202,8 +204,9 @@ json_t *learn_settings_to_json(const struct learn_settings *s) {
   json_object_set_new(o, "tile_prior", json_string(learn_tile_prior_name[s->tile_prior]));
   json_object_set_new(o, "precision", json_string(precision_name[s->precision]));
   for (int i = 0; i < REALS; i++) {
-    const double *value = (const double *)((const char *)s + reals[i].offset);
-    json_object_set_new(o, reals[i].name, json_real(*value));
+    double value;
+    memcpy(&value, (const char *)s + reals[i].offset, sizeof value);
+    json_object_set_new(o, reals[i].name, json_real(value));
   }
   return o;
 }

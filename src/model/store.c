@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/number.h"
 
 enum { NAME_BYTES = 256, CONFIG_LIMIT_BYTES = 16 << 20 };
 
@@ -64,18 +65,22 @@ bool store_name_to_gguf(const char *name, bool sandwich, char out[STORE_NAME_BYT
                                          {"lm_head.weight", "output.weight"}};
   for (size_t i = 0; i < sizeof outer / sizeof *outer; i++)
     if (!strcmp(name, outer[i][0])) {
-      strcpy(out, outer[i][1]);
+      snprintf(out, STORE_NAME_BYTES, "%s", outer[i][1]);
       return true;
     }
-  int layer, used = 0;
-  if (sscanf(name, "model.layers.%d.%n", &layer, &used) != 1 || !used) return false;
-  const char *part = name + used;
+  static const char layers[] = "model.layers.";
+  const char *part = name + strlen(layers);
+  int64_t layer;
+  if (strncmp(name, layers, strlen(layers)) != 0 || !number_take(&part, INT32_MAX, &layer) ||
+      *part++ != '.')
+    return false;
   for (size_t i = 0; i < sizeof block_names / sizeof *block_names; i++) {
     const char *own =
         sandwich && block_names[i].sandwich ? block_names[i].sandwich : block_names[i].plain;
     size_t length = strlen(own);
-    if (strncmp(part, own, length) || part[length] != '.') continue;
-    snprintf(out, STORE_NAME_BYTES, "blk.%d.%s%s", layer, block_names[i].gguf, part + length);
+    if (strncmp(part, own, length) != 0 || part[length] != '.') continue;
+    snprintf(out, STORE_NAME_BYTES, "blk.%lld.%s%s", (long long)layer, block_names[i].gguf,
+             part + length);
     return true;
   }
   return false;

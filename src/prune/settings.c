@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "prune/prune.h"
 #include "prune/sparsegpt.h"
 
@@ -43,7 +44,8 @@ static enum status check_pattern(const struct prune_settings *s, struct error *e
 }
 
 enum status prune_pattern_parse(const char *text, struct prune_settings *s, struct error *err) {
-  int used = 0;
+  const char *at = text;
+  int64_t keep, of;
   if (!strcmp(text, "hybrid")) {
     s->pattern = PRUNE_HYBRID;
     return STATUS_OK;
@@ -52,9 +54,11 @@ enum status prune_pattern_parse(const char *text, struct prune_settings *s, stru
     s->pattern = PRUNE_UNSTRUCTURED;
     return STATUS_OK;
   }
-  if (sscanf(text, "%4d:%4d%n", &s->keep, &s->of, &used) != 2 || text[used])
+  if (!number_take(&at, 9999, &keep) || *at++ != ':' || !number_take(&at, 9999, &of) || *at)
     return error_set(err, STATUS_USAGE,
                      "pattern \"%s\": give 2:4, another n:m, unstructured or hybrid", text);
+  s->keep = (int)keep;
+  s->of = (int)of;
   s->pattern = s->keep == 2 && s->of == 4 ? PRUNE_2_4 : PRUNE_N_M;
   return STATUS_OK;
 }
@@ -88,16 +92,16 @@ const char *prune_method_name(enum prune_method method) {
 void prune_pattern_name(const struct prune_settings *s, char text[16]) {
   switch (s->pattern) {
     case PRUNE_2_4:
-      strcpy(text, "2:4");
+      snprintf(text, 16, "2:4");
       return;
     case PRUNE_N_M:
       snprintf(text, 16, "%d:%d", s->keep, s->of);
       return;
     case PRUNE_UNSTRUCTURED:
-      strcpy(text, "unstructured");
+      snprintf(text, 16, "unstructured");
       return;
     case PRUNE_HYBRID:
-      strcpy(text, "hybrid");
+      snprintf(text, 16, "hybrid");
       return;
   }
 }

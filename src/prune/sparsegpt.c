@@ -90,7 +90,7 @@ static void prune_row(struct sparsegpt_job *job, int64_t row) {
   const int group = group_length(job->rule);
   for (int64_t i = 0; i < job->width; i++) job->errors[row * job->width + i] = 0;
   for (int64_t col = job->begin; col < end; col += group) {
-    bool kept[PRUNE_GROUP_MAX];
+    bool kept[PRUNE_GROUP_MAX] = {false};
     const int width = end - col < group ? (int)(end - col) : group;
     choose(job, row, col, width, kept);
     for (int i = 0; i < width; i++)

@@ -25,7 +25,8 @@ static void linear_ticks(struct axis *a, int wanted, bool widen) {
     a->high = last * step;
   }
   a->tick_count = 0;
-  for (double t = first; t <= last; t++) a->ticks[a->tick_count++] = t * step + 0.0;
+  const int steps = (int)(last - first);
+  for (int i = 0; i <= steps; i++) a->ticks[a->tick_count++] = (first + i) * step + 0.0;
   a->decimals = step >= 1 ? 0 : (int)ceil(-log10(step) - 1e-9);
 }
 

@@ -65,7 +65,8 @@ bool mask_grid_init(struct mask_grid *grid, const struct mask_set *mask) {
         place.block >= grid->blocks)
       grid->blocks = place.block + 1;
   if (grid->blocks == 0) return false;
-  grid->at = mem_alloc((size_t)(grid->blocks * grid->roles), sizeof *grid->at, NULL);
+  grid->at = mem_alloc((size_t)grid->blocks * (size_t)grid->roles,
+                       sizeof(const struct mask_matrix *), NULL);
   INVARIANT(grid->at != NULL);
   for (size_t i = 0; i < mask->count; i++) {
     if (!parse_name(mask->items[i].name, &place)) continue;
@@ -151,33 +152,35 @@ static struct share block_share(const struct mask_grid *grid, int block) {
   return s;
 }
 
+static double role_left(int role) { return GRID_LEFT + role * CELL_WIDTH; }
+
 static void draw_block(struct strbuf *out, const struct mask_grid *grid, int block, double least) {
   char text[16];
-  double y = GRID_TOP + block * CELL_HEIGHT, x = GRID_LEFT;
+  double y = GRID_TOP + block * CELL_HEIGHT;
   snprintf(text, sizeof text, "%d", block);
   svg_text(out, "tick", GRID_LEFT - 8, y + CELL_HEIGHT - 6, SVG_END, text);
-  for (int r = 0; r < grid->roles; r++, x += CELL_WIDTH) {
+  for (int r = 0; r < grid->roles; r++) {
     struct share s = {0};
     share_add(&s, grid->at[block * grid->roles + r]);
-    if (s.area > 0) draw_cell(out, x, y, share_of(s), least);
+    if (s.area > 0) draw_cell(out, role_left(r), y, share_of(s), least);
   }
   struct share all = block_share(grid, block);
-  if (all.area > 0) draw_bar(out, x + 14, y, share_of(all), bar_start(least));
+  if (all.area > 0) draw_bar(out, role_left(grid->roles) + 14, y, share_of(all), bar_start(least));
 }
 
 /* The last row: each role over all blocks, and the whole. */
 static void draw_totals(struct strbuf *out, const struct mask_grid *grid, double least) {
-  double y = GRID_TOP + grid->blocks * CELL_HEIGHT + 8, x = GRID_LEFT;
+  double y = GRID_TOP + grid->blocks * CELL_HEIGHT + 8;
   struct share whole = {0};
   svg_text(out, "label", GRID_LEFT - 8, y + CELL_HEIGHT - 6, SVG_END, "all");
-  for (int r = 0; r < grid->roles; r++, x += CELL_WIDTH) {
+  for (int r = 0; r < grid->roles; r++) {
     struct share s = {0};
     for (int b = 0; b < grid->blocks; b++) share_add(&s, grid->at[b * grid->roles + r]);
     whole.kept += s.kept;
     whole.area += s.area;
-    if (s.area > 0) draw_cell(out, x, y, share_of(s), least);
+    if (s.area > 0) draw_cell(out, role_left(r), y, share_of(s), least);
   }
-  draw_bar(out, x + 14, y, share_of(whole), bar_start(least));
+  draw_bar(out, role_left(grid->roles) + 14, y, share_of(whole), bar_start(least));
 }
 
 void heatmap_densities(struct strbuf *out, const struct mask_grid *grid) {
@@ -285,7 +288,8 @@ void heatmap_tiles(struct strbuf *out, const struct mask_grid *grid) {
             "Dense tiles of every matrix");
   draw_role_names(out, grid, &l, columns);
   for (int b = 0; b < grid->blocks; b++) {
-    double left = b / lines * l.block_width, top = 20 + b % lines * l.block_height;
+    const int column = b / lines, line = b % lines;
+    double left = column * l.block_width, top = 20 + line * l.block_height;
     char text[16];
     snprintf(text, sizeof text, "%d", b);
     svg_text(out, "tick", left + MAP_LABEL - 8, top + 10, SVG_END, text);

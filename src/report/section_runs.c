@@ -338,8 +338,9 @@ static json_t *take_common(json_t **own, int count) {
   for (int i = 1; i < count; i++) json_object_foreach_safe(common, next, key, value) {
       if (!json_equal(value, json_object_get(own[i], key))) json_object_del(common, key);
     }
-  for (int i = 0; i < count; i++)
-    json_object_foreach(common, key, value) json_object_del(own[i], key);
+  for (int i = 0; i < count; i++) json_object_foreach(common, key, value) {
+      json_object_del(own[i], key);
+    }
   return common;
 }
 

@@ -217,7 +217,7 @@ static enum status check_tile(const struct hybrid_matrix *h, const char *name, i
     if (!sparse_code_fits(code, smaller(4, box.cols - 4 * g)))
       return error_set(err, STATUS_REFUSED,
                        "%s: row %lld, columns from %lld: %u is no 2:4 code; the file is damaged",
-                       name, (long long)(box.row + r), (long long)(box.col + 4 * g), code);
+                       name, (long long)box.row + r, (long long)box.col + 4 * g, code);
   }
   if (count % 2 && h->codes[h->code_offset[tile] + count / 2] >> 4)
     return error_set(err, STATUS_REFUSED, "%s: padding of tile %lld is not zero", name,

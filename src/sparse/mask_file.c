@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/number.h"
 #include "base/strbuf.h"
 #include "io/npz.h"
 #include "sparse/mask_npz.h"
@@ -208,22 +209,27 @@ static enum status load_bits(struct mask_input *in, struct mask_matrix *m, const
   return STATUS_OK;
 }
 
+/* KIND and `count` numbers, one space before each. */
+static bool parse_description(const char *text, const char *kind, int64_t *numbers, int count) {
+  const size_t length = strlen(kind);
+  if (strncmp(text, kind, length) != 0) return false;
+  text += length;
+  for (int i = 0; i < count; i++)
+    if (*text++ != ' ' || !number_take(&text, 9999999999, &numbers[i])) return false;
+  return !*text;
+}
+
 static enum status load_matrix(struct mask_input *in, struct mask_set *set, const char *name,
                                const char *description, struct error *err) {
   int64_t shape[4];
-  int used = 0;
   enum status status;
   struct mask_matrix m = {0};
   if (!*name || strlen(name) > MASK_NAME_MAX)
     return error_set(err, STATUS_REFUSED, "a matrix's name has %zu bytes; 1 to %d are allowed",
                      strlen(name), MASK_NAME_MAX);
-  if (sscanf(description, "hybrid %10" SCNd64 " %10" SCNd64 " %10" SCNd64 " %10" SCNd64 "%n",
-             &shape[0], &shape[1], &shape[2], &shape[3], &used) == 4 &&
-      !description[used])
+  if (parse_description(description, "hybrid", shape, 4))
     status = load_hybrid(in, &m, name, shape, err);
-  else if (sscanf(description, "bits %10" SCNd64 " %10" SCNd64 "%n", &shape[0], &shape[1], &used) ==
-               2 &&
-           !description[used])
+  else if (parse_description(description, "bits", shape, 2))
     status = load_bits(in, &m, name, shape, err);
   else
     status = error_set(err, STATUS_REFUSED, "%s is described as \"%.60s\", which is not known",

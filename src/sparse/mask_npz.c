@@ -24,6 +24,7 @@ static bool ends_with(const char *text, const char *end) {
 static int64_t integer_at(const struct npy_array *a, int64_t index) {
   int64_t wide;
   int32_t narrow;
+  INVARIANT(a->data != NULL); /* npz_read gives every array that has items its data */
   if (a->dtype == DTYPE_I64) {
     memcpy(&wide, a->data + index * 8, 8);
     return wide;

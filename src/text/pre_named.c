@@ -73,7 +73,7 @@ static const struct {
 
 const char *const *pretokenizer_patterns(const char *name, bool *ignore_merges, bool *add_bos) {
   for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-    if (strcmp(name, table[i].name)) continue;
+    if (strcmp(name, table[i].name) != 0) continue;
     *ignore_merges = table[i].ignore_merges;
     *add_bos = table[i].add_bos;
     return table[i].patterns;

@@ -220,7 +220,7 @@ static enum status read_file(struct tokenizer *t, const struct gguf *file, struc
   if (!gguf_get_string(file, "tokenizer.ggml.model", &model))
     return error_set(err, STATUS_REFUSED, "there is no tokenizer in this GGUF file");
   bool byte_level = model.length == 4 && !memcmp(model.data, "gpt2", 4);
-  if (!byte_level && (model.length != 5 || memcmp(model.data, "llama", 5)))
+  if (!byte_level && (model.length != 5 || memcmp(model.data, "llama", 5) != 0))
     return error_set(err, STATUS_REFUSED, "tokenizer model \"%.*s\" is not supported",
                      (int)model.length, model.data);
   enum status status = read_tokens(t, file, err);

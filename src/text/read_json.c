@@ -1,5 +1,6 @@
 /* tokenizer.json, the format of Hugging Face's tokenizers: a model (BPE) and the parts around it.
  * A part that is not supported is refused by its type's name. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -84,7 +85,7 @@ static enum status read_merges(struct tokenizer *t, const json_t *merges, struct
 static enum status read_model(struct tokenizer *t, const json_t *model, struct error *err) {
   const char *type = json_get_string(model, "type");
   if (!json_is_object(model)) return wrong_member(err, "the file", "model");
-  if (type && strcmp(type, "BPE")) return refuse(err, "tokenizer model", type);
+  if (type && strcmp(type, "BPE") != 0) return refuse(err, "tokenizer model", type);
   const char *prefix = json_get_string(model, "continuing_subword_prefix");
   const char *suffix = json_get_string(model, "end_of_word_suffix");
   double dropout = 0;
@@ -132,7 +133,7 @@ static enum status for_each(struct tokenizer *t, const json_t *part, const char 
   if (!part || json_is_null(part)) return STATUS_OK;
   const char *type = json_get_string(part, "type");
   if (!type) return wrong_member(err, what, "type");
-  if (strcmp(type, "Sequence")) return read(t, part, type, err);
+  if (strcmp(type, "Sequence") != 0) return read(t, part, type, err);
   const json_t *list = json_object_get(part, list_key);
   if (!json_is_array(list)) return wrong_member(err, what, list_key);
   size_t index;
@@ -170,7 +171,7 @@ static enum status read_normalizer(struct tokenizer *t, const json_t *part, cons
                {"Prepend", NORMALIZE_PREPEND}};
   if (!strcmp(type, "Replace")) return read_replace(t, part, err);
   for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
-    if (strcmp(type, plain[i].type)) continue;
+    if (strcmp(type, plain[i].type) != 0) continue;
     struct normalizer_step *step = normalizer_add(&t->normalizer, plain[i].kind, err);
     if (!step) return STATUS_REFUSED;
     const char *prepend = json_get_string(part, "prepend");
@@ -237,7 +238,7 @@ static enum status read_metaspace(struct tokenizer *t, const json_t *part, struc
   if (!step) return STATUS_REFUSED;
   if (!replacement || !*replacement || strlen(replacement) > 4)
     return wrong_member(err, "a Metaspace pre-tokenizer", "replacement");
-  strcpy(step->replacement, replacement);
+  snprintf(step->replacement, sizeof step->replacement, "%s", replacement);
   enum status status = read_prepend_scheme(part, &step->prepend, err);
   get_flag(part, "split", &split);
   if (status != STATUS_OK || !split) return status;
@@ -277,7 +278,7 @@ static enum status read_strip_decoder(struct tokenizer *t, const json_t *part, s
   int64_t start = 0, stop = 0;
   json_get_int(part, "start", &start, NULL);
   json_get_int(part, "stop", &stop, NULL);
-  if (!content || strcmp(content, " ") || start != 1 || stop != 0)
+  if (!content || strcmp(content, " ") != 0 || start != 1 || stop != 0)
     return refuse(err, "decoder", "Strip of anything but one leading space");
   t->decoder.strip_leading_space = true;
   return STATUS_OK;
@@ -307,7 +308,7 @@ static enum status read_decoder(struct tokenizer *t, const json_t *part, const c
   }
   if (!strcmp(type, "Strip")) return read_strip_decoder(t, part, err);
   if (!strcmp(type, "Metaspace")) return read_metaspace_decoder(t, part, err);
-  if (strcmp(type, "Replace")) return refuse(err, "decoder", type);
+  if (strcmp(type, "Replace") != 0) return refuse(err, "decoder", type);
   const json_t *pattern;
   bool literal;
   const char *content = json_get_string(part, "content");

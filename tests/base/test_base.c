@@ -1,4 +1,4 @@
-/* base: Philox against Random123's known answers, the pool, allocation limits. */
+/* base: Philox against Random123's known answers, the pool, allocation limits, numbers. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/number.h"
 #include "base/parallel.h"
 #include "base/rng.h"
 #include "support/support.h"
@@ -120,6 +121,32 @@ static void allocation_checks_overflow(void **state) {
   mem_free(block);
 }
 
+static void numbers_are_taken_strictly(void **state) {
+  (void)state;
+  static const struct {
+    const char *text;
+    int64_t most, value; /* -1: refused */
+    const char *rest;
+  } cases[] = {{"0", 9, 0, ""},
+               {"0042:7", 42, 42, ":7"},
+               {"43", 42, -1, "43"},
+               {"", 9, -1, ""},
+               {" 1", 9, -1, " 1"},
+               {"+1", 9, -1, "+1"},
+               {"-1", 9, -1, "-1"},
+               {"5", 4, -1, "5"},
+               {"1e3", 9, 1, "e3"},
+               {"9223372036854775807", INT64_MAX, INT64_MAX, ""},
+               {"9223372036854775808", INT64_MAX, -1, "9223372036854775808"}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const char *at = cases[i].text;
+    int64_t value = -1;
+    assert_int_equal(number_take(&at, cases[i].most, &value), cases[i].value >= 0);
+    assert_true(value == cases[i].value);
+    assert_string_equal(at, cases[i].rest);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(philox_known_answers),
@@ -129,6 +156,7 @@ int main(void) {
       cmocka_unit_test(pool_is_shared),
       cmocka_unit_test(pool_survives_fork),
       cmocka_unit_test(allocation_checks_overflow),
+      cmocka_unit_test(numbers_are_taken_strictly),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

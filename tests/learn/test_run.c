@@ -170,7 +170,7 @@ static void damaged_checkpoints(void **state) {
   /* killed late enough to leave two checkpoints, and not finished */
   for (int i = 0; i < 40 && !file_exists(in("damaged", "checkpoint.previous.safetensors")); i++) {
     char prefix[64];
-    snprintf(prefix, sizeof prefix, "timeout -s KILL %.2f", 0.1 + 0.02 * i);
+    snprintf(prefix, sizeof prefix, "timeout -s KILL %.3f", whole_seconds * (0.3 + 0.05 * i));
     learn(prefix, "joint", run, "--resume --checkpoint-every 0");
     remove(in("damaged", "mask.safetensors"));
   }

@@ -87,6 +87,7 @@ static struct softmax softmax_of(const float *x, int64_t n) {
     }
   double sum = 0;
   for (int64_t i = 0; i < n; i++) sum += exp(x[i] - s.max);
+  INVARIANT(n > 0);
   s.log_sum = log(sum);
   return s;
 }
