@@ -36,7 +36,7 @@ static int fail(const struct error *err) {
 
 static int run(const struct command *command, int argc, char **argv) {
   struct error err = {STATUS_FAILED, ""};
-  struct text_list positionals;
+  struct text_list positionals = {0};
   bool help;
   void *settings = calloc(1, command->settings_bytes + 1);
   INVARIANT(settings != NULL);

@@ -263,7 +263,10 @@ void fragment_row(const struct fragment_matrix *f, int64_t row, float *out) {
       if (at >= f->cols) break;
       const uint8_t *block = tile + block_offset(sparse, step, inner);
       float w[FRAGMENT_STEP_COLS];
-      (sparse ? get_sparse : get_dense)(block, inner % FRAGMENT_BLOCK_ROWS, w);
+      if (sparse)
+        get_sparse(block, inner % FRAGMENT_BLOCK_ROWS, w);
+      else
+        get_dense(block, inner % FRAGMENT_BLOCK_ROWS, w);
       const int64_t count = f->cols - at < FRAGMENT_STEP_COLS ? f->cols - at : FRAGMENT_STEP_COLS;
       memcpy(out + at, w, (size_t)count * sizeof *out);
     }

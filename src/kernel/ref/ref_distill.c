@@ -8,6 +8,7 @@ static double log_total(const float *x, int64_t n) {
   double max = x[0], sum = 0;
   for (int64_t i = 1; i < n; i++) max = fmax(max, x[i]);
   for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+  INVARIANT(n > 0);
   return max + log(sum);
 }
 
