@@ -141,7 +141,7 @@ tsr_status tsr_generate(const tsr_model *model, const char *prompt,
   if (!status) status = encode_prompt(model, prompt, options->chat, &ids, api_error(err));
   if (!status)
     status = generator_init(&generator, model->model, model->tokenizer, (int64_t)ids.count + most,
-                            &sampler, api_error(err));
+                            DTYPE_F16, &sampler, api_error(err));
   if (!status)
     status = generate(&generator, ids.items, ids.count, most, options->put ? &sink : NULL, &result,
                       api_error(err));

@@ -11,12 +11,13 @@
 const char *const generate_stop_name[] = {"end", "length", "context"};
 
 enum status generator_init(struct generator *g, const struct model *model,
-                           const struct tokenizer *tokenizer, int64_t capacity,
+                           const struct tokenizer *tokenizer, int64_t capacity, enum dtype kv,
                            const struct sampler_settings *sampler, struct error *err) {
   int64_t vocab_size = model_config(model)->vocab_size;
   *g = (struct generator){.model = model, .tokenizer = tokenizer, .capacity = capacity};
   enum status status = sampler_init(&g->sampler, sampler, vocab_size, err);
-  if (!status) status = model_session_new(&g->session, model, capacity, err);
+  struct session_settings session = {.slots = 1, .capacity = capacity, .kv = kv};
+  if (!status) status = model_session_new_with(&g->session, model, &session, err);
   if (!status) {
     g->logits = mem_alloc((size_t)vocab_size, sizeof(float), err);
     status = g->logits ? mem_grow((void **)&g->held.items, &g->held.capacity, (size_t)capacity,

@@ -20,9 +20,10 @@ struct generator {
   float *logits;         /* (vocab_size) */
 };
 
-/* `capacity` tokens of context: prompt and answer together. */
+/* `capacity` tokens of context: prompt and answer together; `kv`: how their keys and values are
+ * kept (model.h, session_settings). */
 enum status generator_init(struct generator *g, const struct model *model,
-                           const struct tokenizer *tokenizer, int64_t capacity,
+                           const struct tokenizer *tokenizer, int64_t capacity, enum dtype kv,
                            const struct sampler_settings *sampler, struct error *err);
 void generator_release(struct generator *g);
 

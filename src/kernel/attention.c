@@ -5,34 +5,20 @@
  * what it has accumulated whenever the maximum grows (Milakov & Gimelshein 2018; Dao et al. 2022).
  * Backward: an item is one key head of one sequence, since dk and dv sum over its queries; within
  * it blocks run in a fixed order, so the bits do not depend on threads. The probabilities are made
- * again from lse.
- * A few queries, as in decoding, read keys and values once, without packing them. */
+ * again from lse. */
 #include <math.h>
 
 #include "base/parallel.h"
-#include "kernel/ops.h"
+#include "kernel/attention.h"
 #include "kernel/scratch.h"
 #include "kernel/select.h"
 
-enum { Q_BLOCK = 48, KV_BLOCK = 96, FEW_QUERIES = 4, FEW_KEYS = 512 };
-
-struct attention {
-  struct attention_shape s;
-  const float *q, *k, *v, *dout, *out_in;
-  float *out, *lse;
-  const float *lse_in;
-  float *dq, *dk, *dv;
-  int64_t q_step, kv_step; /* elements between rows of q and of k */
-};
+enum { QUERY_BLOCK = 48, KEY_BLOCK = 96 };
+_Static_assert(KEY_BLOCK % KV_BLOCK == 0, "keys are packed by whole blocks of a cache");
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-static struct attention attention_make(const struct attention_shape *s) {
-  return (struct attention){
-      .s = *s, .q_step = s->heads * s->head_dim, .kv_step = s->kv_heads * s->head_dim};
-}
 
 /* Offsets of the first element of a row. */
 static int64_t q_at(const struct attention *x, int64_t sequence, int64_t row, int64_t head) {
@@ -85,20 +71,23 @@ static void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64
 
 struct forward_scratch {
   float *k_panels, *v_panels; /* packed blocks */
-  float *scores;              /* (Q_BLOCK, KV_BLOCK) */
-  float *max, *sum;           /* (group, Q_BLOCK) */
+  float *v_rows;              /* (KEY_BLOCK, stride): values of a cache, widened */
+  float *scores;              /* (QUERY_BLOCK, KEY_BLOCK) */
+  float *max, *sum;           /* (group, QUERY_BLOCK) */
 };
 
 static struct forward_scratch forward_scratch_make(const struct attention *x, int64_t group) {
   int64_t width = kernel_table()->tile_cols;
-  int64_t k_size = round_up(KV_BLOCK, width) * x->s.head_dim;
-  int64_t v_size = round_up(x->s.head_dim, width) * KV_BLOCK;
-  float *at = kernel_scratch(SCRATCH_ATTENTION,
-                             (size_t)(k_size + v_size + Q_BLOCK * KV_BLOCK + 2 * group * Q_BLOCK));
+  int64_t k_size = round_up(KEY_BLOCK, most(width, KV_BLOCK)) * x->s.head_dim;
+  int64_t v_size = round_up(x->s.head_dim, width) * KEY_BLOCK;
+  int64_t rows = x->cache ? KEY_BLOCK * kv_stride(x->cache) : 0;
+  float *at = kernel_scratch(SCRATCH_ATTENTION, (size_t)(k_size + v_size + QUERY_BLOCK * KEY_BLOCK +
+                                                         2 * group * QUERY_BLOCK + rows));
   struct forward_scratch f = {.k_panels = at, .v_panels = at + k_size};
   f.scores = f.v_panels + v_size;
-  f.max = f.scores + Q_BLOCK * KV_BLOCK;
-  f.sum = f.max + group * Q_BLOCK;
+  f.max = f.scores + QUERY_BLOCK * KEY_BLOCK;
+  f.sum = f.max + group * QUERY_BLOCK;
+  f.v_rows = f.sum + group * QUERY_BLOCK;
   return f;
 }
 
@@ -108,7 +97,7 @@ static void forward_rows(const struct attention *x, const struct forward_scratch
                          float *out) {
   const struct kernel_table *table = kernel_table();
   for (int64_t i = 0; i < rows; i++) {
-    float *scores = f->scores + i * KV_BLOCK;
+    float *scores = f->scores + i * KEY_BLOCK;
     int64_t low = most(visible_low(x, row + i) - key, 0);
     int64_t high = least(visible_high(x, row + i) - key, keys);
     if (low >= high) {
@@ -130,66 +119,61 @@ static void forward_finish(const struct attention *x, int64_t sequence, int64_t 
   }
 }
 
+static void pack_plain(const struct attention *x, const struct forward_scratch *f, int64_t at,
+                       int64_t keys) {
+  pack_over_columns(x->k + at, x->kv_step, keys, x->s.head_dim, f->k_panels);
+  pack_over_rows(x->v + at, x->kv_step, keys, x->s.head_dim, f->v_panels);
+}
+
+static void pack_cached(const struct attention *x, const struct forward_scratch *f, int64_t kv_head,
+                        int64_t key, int64_t keys) {
+  kv_key_panels(x->cache, kv_head, key, keys, kernel_table()->tile_cols, f->k_panels);
+  kv_value_rows(x->cache, kv_head, key, keys, f->v_rows);
+  pack_over_rows(f->v_rows, kv_stride(x->cache), keys, x->s.head_dim, f->v_panels);
+}
+
 static void forward_item(void *ctx, int64_t item, int worker) {
   const struct attention *x = ctx;
   (void)worker;
-  int64_t blocks = (x->s.q_length + Q_BLOCK - 1) / Q_BLOCK, group = x->s.heads / x->s.kv_heads;
+  int64_t blocks = (x->s.q_length + QUERY_BLOCK - 1) / QUERY_BLOCK,
+          group = x->s.heads / x->s.kv_heads;
   /* the last blocks see most keys: they go first, so that threads end together */
-  int64_t row = (blocks - 1 - item % blocks) * Q_BLOCK;
+  int64_t row = (blocks - 1 - item % blocks) * QUERY_BLOCK;
   int64_t kv_head = item / blocks % x->s.kv_heads, sequence = item / blocks / x->s.kv_heads;
-  int64_t rows = least(Q_BLOCK, x->s.q_length - row), hd = x->s.head_dim;
+  int64_t rows = least(QUERY_BLOCK, x->s.q_length - row), hd = x->s.head_dim;
   struct forward_scratch f = forward_scratch_make(x, group);
-  for (int64_t i = 0; i < group * Q_BLOCK; i++) {
+  for (int64_t i = 0; i < group * QUERY_BLOCK; i++) {
     f.max[i] = -INFINITY;
     f.sum[i] = 0;
   }
-  int64_t first = visible_low(x, row) / KV_BLOCK * KV_BLOCK, end = visible_high(x, row + rows - 1);
-  for (int64_t key = first; key < end; key += KV_BLOCK) {
-    int64_t keys = least(KV_BLOCK, end - key), at = kv_at(x, sequence, key, kv_head);
-    pack_over_columns(x->k + at, x->kv_step, keys, hd, f.k_panels);
-    pack_over_rows(x->v + at, x->kv_step, keys, hd, f.v_panels);
+  int64_t first = visible_low(x, row) / KEY_BLOCK * KEY_BLOCK,
+          end = visible_high(x, row + rows - 1);
+  for (int64_t key = first; key < end; key += KEY_BLOCK) {
+    int64_t keys = least(KEY_BLOCK, end - key);
+    if (x->cache)
+      pack_cached(x, &f, kv_head, key, keys);
+    else
+      pack_plain(x, &f, kv_at(x, sequence, key, kv_head), keys);
     for (int64_t g = 0; g < group; g++) {
       int64_t q = q_at(x, sequence, row, kv_head * group + g);
-      block_product(rows, keys, hd, x->q + q, x->q_step, 1, f.k_panels, f.scores, KV_BLOCK, false);
+      block_product(rows, keys, hd, x->q + q, x->q_step, 1, f.k_panels, f.scores, KEY_BLOCK, false);
       if (key == first)
         for (int64_t i = 0; i < rows; i++)
           memset(x->out + q + i * x->q_step, 0, (size_t)hd * sizeof(float));
-      forward_rows(x, &f, row, rows, key, keys, f.max + g * Q_BLOCK, f.sum + g * Q_BLOCK,
+      forward_rows(x, &f, row, rows, key, keys, f.max + g * QUERY_BLOCK, f.sum + g * QUERY_BLOCK,
                    x->out + q);
-      block_product(rows, hd, keys, f.scores, KV_BLOCK, 1, f.v_panels, x->out + q, x->q_step, true);
+      block_product(rows, hd, keys, f.scores, KEY_BLOCK, 1, f.v_panels, x->out + q, x->q_step,
+                    true);
     }
   }
   for (int64_t g = 0; g < group; g++)
-    forward_finish(x, sequence, kv_head * group + g, row, rows, f.max + g * Q_BLOCK,
-                   f.sum + g * Q_BLOCK);
+    forward_finish(x, sequence, kv_head * group + g, row, rows, f.max + g * QUERY_BLOCK,
+                   f.sum + g * QUERY_BLOCK);
 }
 
-/* --- forward, few queries --- */
-
-static void few_row(const struct attention *x, int64_t sequence, int64_t head, int64_t row) {
-  const struct kernel_table *table = kernel_table();
-  int64_t kv_head = head / (x->s.heads / x->s.kv_heads), hd = x->s.head_dim;
-  int64_t low = visible_low(x, row), high = visible_high(x, row), at = q_at(x, sequence, row, head);
-  float *scores = kernel_scratch(SCRATCH_ATTENTION, FEW_KEYS);
-  float max = -INFINITY, sum = 0;
-  memset(x->out + at, 0, (size_t)hd * sizeof(float));
-  for (int64_t key = low; key < high; key += FEW_KEYS) {
-    int64_t keys = least(FEW_KEYS, high - key), kv = kv_at(x, sequence, key, kv_head);
-    for (int64_t j = 0; j < keys; j++)
-      scores[j] = table->dot(x->q + at, x->k + kv + j * x->kv_step, hd);
-    float rescale =
-        table->attention_row(scores, 0, keys, keys, x->s.scale, x->s.softcap, &max, &sum);
-    if (rescale != 1.0f) table->scale(x->out + at, hd, rescale);
-    table->mix(scores, x->v + kv, x->kv_step, keys, hd, x->out + at);
-  }
-  forward_finish(x, sequence, head, row, 1, &max, &sum);
-}
-
-static void few_item(void *ctx, int64_t item, int worker) {
-  const struct attention *x = ctx;
-  (void)worker;
-  for (int64_t row = 0; row < x->s.q_length; row++)
-    few_row(x, item / x->s.heads, item % x->s.heads, row);
+void attention_run_forward(const struct attention *x) {
+  int64_t blocks = (x->s.q_length + QUERY_BLOCK - 1) / QUERY_BLOCK;
+  parallel_for(x->s.sequences * x->s.kv_heads * blocks, forward_item, (void *)x);
 }
 
 void attention_forward(const struct attention_shape *shape, const float *q, const float *k,
@@ -200,54 +184,7 @@ void attention_forward(const struct attention_shape *shape, const float *q, cons
   x.v = v;
   x.out = out;
   x.lse = lse;
-  if (shape->q_length <= FEW_QUERIES) {
-    parallel_for(shape->sequences * shape->heads, few_item, &x);
-    return;
-  }
-  int64_t blocks = (shape->q_length + Q_BLOCK - 1) / Q_BLOCK;
-  parallel_for(shape->sequences * shape->kv_heads * blocks, forward_item, &x);
-}
-
-struct decode {
-  struct attention_shape shape;
-  const struct kv_view *kv;
-  const float *q;
-  float *out;
-};
-
-/* Sequence `sequence` of them alone. */
-static struct attention decode_one(const struct decode *d, int64_t sequence) {
-  struct attention_shape shape = d->shape;
-  shape.sequences = 1;
-  shape.kv_length = d->kv[sequence].length;
-  shape.q_start = shape.kv_length - shape.q_length;
-  struct attention x = attention_make(&shape);
-  x.q = d->q + sequence * shape.q_length * x.q_step;
-  x.out = d->out + sequence * shape.q_length * x.q_step;
-  x.k = d->kv[sequence].k;
-  x.v = d->kv[sequence].v;
-  return x;
-}
-
-static void decode_item(void *ctx, int64_t item, int worker) {
-  const struct decode *d = ctx;
-  (void)worker;
-  struct attention x = decode_one(d, item / d->shape.heads);
-  for (int64_t row = 0; row < x.s.q_length; row++) few_row(&x, 0, item % d->shape.heads, row);
-}
-
-void attention_decode(const struct attention_shape *shape, const struct kv_view *kv, const float *q,
-                      float *out) {
-  struct decode d = {*shape, kv, q, out};
-  if (shape->q_length <= FEW_QUERIES) {
-    parallel_for(shape->sequences * shape->heads, decode_item, &d);
-    return;
-  }
-  int64_t blocks = (shape->q_length + Q_BLOCK - 1) / Q_BLOCK;
-  for (int64_t i = 0; i < shape->sequences; i++) {
-    struct attention x = decode_one(&d, i);
-    parallel_for(shape->kv_heads * blocks, forward_item, &x);
-  }
+  attention_run_forward(&x);
 }
 
 /* --- backward --- */
@@ -255,20 +192,20 @@ void attention_decode(const struct attention_shape *shape, const struct kv_view 
 struct backward_scratch {
   float *k_columns, *v_columns, *k_rows; /* packed blocks of keys and values */
   float *q_rows, *dout_rows;             /* packed blocks of queries and of dout */
-  float *scores, *dscores;               /* (Q_BLOCK, KV_BLOCK) */
+  float *scores, *dscores;               /* (QUERY_BLOCK, KEY_BLOCK) */
 };
 
 static struct backward_scratch backward_scratch_make(const struct attention *x) {
   int64_t width = kernel_table()->tile_cols, hd = x->s.head_dim;
-  int64_t columns = round_up(KV_BLOCK, width) * hd, rows = KV_BLOCK * round_up(hd, width);
-  float *at =
-      kernel_scratch(SCRATCH_ATTENTION, (size_t)(2 * columns + 3 * rows + 2 * Q_BLOCK * KV_BLOCK));
+  int64_t columns = round_up(KEY_BLOCK, width) * hd, rows = KEY_BLOCK * round_up(hd, width);
+  float *at = kernel_scratch(SCRATCH_ATTENTION,
+                             (size_t)(2 * columns + 3 * rows + 2 * QUERY_BLOCK * KEY_BLOCK));
   struct backward_scratch b = {.k_columns = at, .v_columns = at + columns};
   b.k_rows = b.v_columns + columns;
   b.q_rows = b.k_rows + rows;
   b.dout_rows = b.q_rows + rows;
   b.scores = b.dout_rows + rows;
-  b.dscores = b.scores + Q_BLOCK * KV_BLOCK;
+  b.dscores = b.scores + QUERY_BLOCK * KEY_BLOCK;
   return b;
 }
 
@@ -288,7 +225,7 @@ static void backward_rows(const struct attention *x, const struct backward_scrat
     int64_t high = least(visible_high(x, at->row + i) - at->key, at->keys);
     if (low >= high) low = high = 0;
     float delta = table->dot(x->dout + q, x->out_in + q, x->s.head_dim);
-    table->attention_row_backward(b->scores + i * KV_BLOCK, b->dscores + i * KV_BLOCK, low, high,
+    table->attention_row_backward(b->scores + i * KEY_BLOCK, b->dscores + i * KEY_BLOCK, low, high,
                                   at->keys, x->s.scale, x->s.softcap,
                                   x->lse_in[lse_at(x, at->sequence, at->row + i, at->head)], delta);
   }
@@ -298,19 +235,19 @@ static void backward_meeting(const struct attention *x, const struct backward_sc
                              const struct meeting *at) {
   int64_t hd = x->s.head_dim, q = q_at(x, at->sequence, at->row, at->head);
   int64_t kv = kv_at(x, at->sequence, at->key, at->kv_head);
-  bool first_of_rows = at->key == visible_low(x, at->row) / KV_BLOCK * KV_BLOCK;
-  block_product(at->rows, at->keys, hd, x->q + q, x->q_step, 1, b->k_columns, b->scores, KV_BLOCK,
+  bool first_of_rows = at->key == visible_low(x, at->row) / KEY_BLOCK * KEY_BLOCK;
+  block_product(at->rows, at->keys, hd, x->q + q, x->q_step, 1, b->k_columns, b->scores, KEY_BLOCK,
                 false);
   block_product(at->rows, at->keys, hd, x->dout + q, x->q_step, 1, b->v_columns, b->dscores,
-                KV_BLOCK, false);
+                KEY_BLOCK, false);
   backward_rows(x, b, at);
-  block_product(at->rows, hd, at->keys, b->dscores, KV_BLOCK, 1, b->k_rows, x->dq + q, x->q_step,
+  block_product(at->rows, hd, at->keys, b->dscores, KEY_BLOCK, 1, b->k_rows, x->dq + q, x->q_step,
                 !first_of_rows);
   pack_over_rows(x->dout + q, x->q_step, at->rows, hd, b->dout_rows);
-  block_product(at->keys, hd, at->rows, b->scores, 1, KV_BLOCK, b->dout_rows, x->dv + kv,
+  block_product(at->keys, hd, at->rows, b->scores, 1, KEY_BLOCK, b->dout_rows, x->dv + kv,
                 x->kv_step, !at->first_of_keys);
   pack_over_rows(x->q + q, x->q_step, at->rows, hd, b->q_rows);
-  block_product(at->keys, hd, at->rows, b->dscores, 1, KV_BLOCK, b->q_rows, x->dk + kv, x->kv_step,
+  block_product(at->keys, hd, at->rows, b->dscores, 1, KEY_BLOCK, b->q_rows, x->dk + kv, x->kv_step,
                 !at->first_of_keys);
 }
 
@@ -320,8 +257,8 @@ static void backward_item(void *ctx, int64_t item, int worker) {
   int64_t group = x->s.heads / x->s.kv_heads, hd = x->s.head_dim;
   struct meeting at = {.sequence = item / x->s.kv_heads, .kv_head = item % x->s.kv_heads};
   struct backward_scratch b = backward_scratch_make(x);
-  for (at.key = 0; at.key < x->s.kv_length; at.key += KV_BLOCK) {
-    at.keys = least(KV_BLOCK, x->s.kv_length - at.key);
+  for (at.key = 0; at.key < x->s.kv_length; at.key += KEY_BLOCK) {
+    at.keys = least(KEY_BLOCK, x->s.kv_length - at.key);
     int64_t kv = kv_at(x, at.sequence, at.key, at.kv_head);
     pack_over_columns(x->k + kv, x->kv_step, at.keys, hd, b.k_columns);
     pack_over_columns(x->v + kv, x->kv_step, at.keys, hd, b.v_columns);
@@ -329,9 +266,10 @@ static void backward_item(void *ctx, int64_t item, int worker) {
     at.first_of_keys = true;
     for (int64_t g = 0; g < group; g++) {
       at.head = at.kv_head * group + g;
-      for (at.row = at.key / Q_BLOCK * Q_BLOCK; at.row < x->s.q_length; at.row += Q_BLOCK) {
+      for (at.row = at.key / QUERY_BLOCK * QUERY_BLOCK; at.row < x->s.q_length;
+           at.row += QUERY_BLOCK) {
         if (visible_low(x, at.row) >= at.key + at.keys) break;
-        at.rows = least(Q_BLOCK, x->s.q_length - at.row);
+        at.rows = least(QUERY_BLOCK, x->s.q_length - at.row);
         backward_meeting(x, &b, &at);
         at.first_of_keys = false;
       }

@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernel/kv_cache.h"
+
 /* y = x / sqrt(mean(x^2) + eps) * (weight + (plus_one ? 1 : 0)), row by row.
  * x, y (rows, n), y may be x; weight (n); inverse (rows) gets 1/sqrt(...) unless NULL. */
 void rmsnorm_forward(const float *x, const float *weight, bool plus_one, double eps, int64_t rows,
@@ -43,16 +45,14 @@ struct attention_shape {
  * NULL. */
 void attention_forward(const struct attention_shape *shape, const float *q, const float *k,
                        const float *v, float *out, float *lse);
-/* The keys and values that one sequence has so far: k, v (length, kv_heads, head_dim). */
-struct kv_view {
-  float *k, *v;
-  int64_t length;
-};
-/* The same for sequences of different lengths: the q_length query rows of sequence i are the last
- * ones of kv[i]. shape->kv_length and q_start are not looked at. q, out as above. What a sequence
- * gets does not depend on the others. */
-void attention_decode(const struct attention_shape *shape, const struct kv_view *kv, const float *q,
-                      float *out);
+/* The same over caches (kernel/kv_cache.h), which hold the new rows already: row r of sequence i
+ * has position starts[i] + r of caches[i]. kv_length and q_start of the shape are not looked at; q,
+ * out as above. What a sequence gets does not depend on the others. Sums are fp32, over elements as
+ * the cache holds them. partials: scratch of attention_cached_floats(shape, capacity of the
+ * caches). */
+void attention_cached(const struct attention_shape *shape, const struct kv_cache *caches,
+                      const int64_t *starts, const float *q, float *out, float *partials);
+size_t attention_cached_floats(const struct attention_shape *shape, int64_t capacity);
 /* q_start = 0 and q_length = kv_length. dq, dk, dv are overwritten. */
 void attention_backward(const struct attention_shape *shape, const float *q, const float *k,
                         const float *v, const float *out, const float *lse, const float *dout,

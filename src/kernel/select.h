@@ -10,6 +10,7 @@
 #define TSR_KERNEL_SELECT_H
 
 #include "kernel/bf16_kernels.h"
+#include "kernel/kv_cache.h"
 #include "kernel/mask_kernels.h"
 #include "sparse/hybrid.h"
 #include "tensor/dtype.h"
@@ -86,11 +87,22 @@ struct kernel_table {
   /* scores: raw scores in, probabilities out. dscores: d/dprobability in, d/d(raw score) out. */
   void (*attention_row_backward)(float *scores, float *dscores, int64_t low, int64_t high,
                                  int64_t n, float scale, float softcap, float lse, float delta);
+  /* The same over a cache (kernel/kv_cache.h). Raw scores of q (group, head_dim) with `blocks`
+   * blocks of keys, times their scales (blocks * KV_BLOCK) unless NULL: scores (group, ld). */
+  void (*kv_scores)(enum dtype dtype, const void *keys, const float *scales, int64_t blocks,
+                    int64_t head_dim, const float *q, int64_t group, float *scores, int64_t ld);
+  /* out (group, n) += sum over j < count of p[g * ld + j] * values (count, n); n a multiple of
+   * KV_BLOCK. */
+  void (*kv_mix)(enum dtype dtype, const void *values, int64_t count, int64_t n, const float *p,
+                 int64_t ld, int64_t group, float *out);
+  /* Elements of a cache as fp32; n a multiple of KV_BLOCK. */
+  void (*kv_widen)(enum dtype dtype, const void *source, int64_t n, float *out);
+  /* The other way (bf16 is bf16.round's), to the nearest, ties to even. Returns the scale: of i8
+   * the largest magnitude over 127, of f32 and f16 1. */
+  float (*kv_round)(enum dtype dtype, const float *x, int64_t n, void *out);
   /* x *= factor over n; dot product over n. */
   void (*scale)(float *x, int64_t n, float factor);
   float (*dot)(const float *x, const float *y, int64_t n);
-  /* out (n) += sum over j < count of p[j] * v (count, n; leading dimension ld). */
-  void (*mix)(const float *p, const float *v, int64_t ld, int64_t count, int64_t n, float *out);
 
   /* --- soft masks --- */
   struct mask_kernels mask;

@@ -126,13 +126,8 @@ static void attend(const struct block_run *run) {
     attention_forward(&shape, ws->q, ws->k, b->v, b->attended, b->lse);
     return;
   }
-  int64_t width = config_kv_width(&run->model->config), count = shape.q_length * width;
-  for (int64_t i = 0; i < shape.sequences; i++) {
-    int64_t behind = run->starts[i] * width;
-    memcpy(run->kv[i].k + behind, ws->k + i * count, (size_t)count * sizeof(float));
-    memcpy(run->kv[i].v + behind, b->v + i * count, (size_t)count * sizeof(float));
-  }
-  attention_decode(&shape, run->kv, ws->q, b->attended);
+  kv_cache_append(run->kv, run->starts, shape.sequences, shape.q_length, ws->k, b->v);
+  attention_cached(&shape, run->kv, run->starts, ws->q, b->attended, run->partials);
 }
 
 static void attention_half(const struct block_run *run, float *hidden) {

@@ -117,10 +117,11 @@ struct block_run {
   bool repeated;         /* the second forward of a checkpointed block: inputs are not shown */
   struct model_workspace *ws;
   struct block_memory *memory;
-  /* Of a session, or NULL: the cache of each sequence at this layer, with room for the rows of this
-   * run at its end (length counts them), and the position of each sequence's first row. */
-  const struct kv_view *kv; /* (sequences) */
-  const int64_t *starts;    /* (sequences) */
+  /* Of a session, or NULL: the cache of each sequence at this layer, which the rows of this run
+   * join, the position of each sequence's first row, and attention's scratch. */
+  const struct kv_cache *kv; /* (sequences) */
+  const int64_t *starts;     /* (sequences) */
+  float *partials;
 };
 
 /* forward.c, backward.c.

@@ -191,6 +191,14 @@ void model_session_truncate(struct model_session *session, int64_t length);
 enum { SESSION_SLOTS_MAX = 256 };
 enum status model_session_new_slots(struct model_session **out, const struct model *model,
                                     int64_t slots, int64_t capacity, struct error *err);
+/* The same with keys and values kept as `kv`: f32 (what the two above keep), f16, bf16, or i8 with
+ * a scale for each position and head. */
+struct session_settings {
+  int64_t slots, capacity;
+  enum dtype kv;
+};
+enum status model_session_new_with(struct model_session **out, const struct model *model,
+                                   const struct session_settings *settings, struct error *err);
 int64_t model_slot_length(const struct model_session *session, int64_t slot);
 /* As model_session_append; logits may be NULL, for a prompt that is read in pieces. */
 enum status model_slot_append(struct model_session *session, int64_t slot, const int32_t *ids,

@@ -2,7 +2,7 @@
  *
  * Keys are cached as attention reads them, normed and rotated. A long prompt is read in chunks, so
  * that scratch memory does not grow with it; the caches take address space for their whole
- * capacity, but memory only for the positions used. */
+ * capacity, but memory only for the (huge) pages that were written. */
 #include <string.h>
 
 #include "base/mem.h"
@@ -14,31 +14,52 @@ struct model_session {
   const struct model *model;
   struct model_workspace *ws;
   int64_t slots, capacity, chunk;
-  int64_t *lengths;      /* (slots) */
-  float *keys, *values;  /* (slots, layers, capacity, kv_heads * head_dim) */
-  struct kv_view *views; /* (slots), of the run at hand and its layer */
-  int64_t *starts;       /* (slots), of the run at hand */
-  bool *named;           /* (slots), of a step's arguments */
+  int64_t *lengths; /* (slots) */
+  struct kv_cache shape;
+  size_t layer_bytes;      /* of one cache */
+  char *memory;            /* (slots, layers) caches */
+  struct kv_cache *caches; /* (slots), of the run at hand and its layer */
+  int64_t *starts;         /* (slots), of the run at hand */
+  bool *named;             /* (slots), of a step's arguments */
+  float *partials;         /* attention's scratch */
 };
 
-static enum status allocate(struct model_session *s, struct error *err) {
+/* Attention's scratch for the largest step and for the largest chunk that attention takes row by
+ * row. */
+static size_t partial_count(const struct model_session *s) {
   const struct model_config *c = &s->model->config;
-  size_t width = (size_t)config_kv_width(c), slots = (size_t)s->slots, rows;
-  if (!checked_mul(slots * (size_t)c->layers, (size_t)s->capacity, &rows))
+  struct attention_shape step = {.sequences = s->slots,
+                                 .q_length = 1,
+                                 .heads = c->heads,
+                                 .kv_heads = c->kv_heads,
+                                 .head_dim = c->head_dim};
+  struct attention_shape chunk = step;
+  chunk.sequences = 1;
+  chunk.q_length = s->chunk;
+  size_t of_step = attention_cached_floats(&step, s->capacity);
+  size_t of_chunk = attention_cached_floats(&chunk, s->capacity);
+  return of_step > of_chunk ? of_step : of_chunk;
+}
+
+static enum status allocate(struct model_session *s, enum dtype kv, struct error *err) {
+  const struct model_config *c = &s->model->config;
+  size_t slots = (size_t)s->slots;
+  if (!kv_cache_shape(&s->shape, kv, c->kv_heads, c->head_dim, s->capacity, &s->layer_bytes))
     return error_set(err, STATUS_FAILED, "a session of %lld tokens is too long",
                      (long long)s->capacity);
   s->lengths = mem_alloc(slots, sizeof *s->lengths, err);
-  s->views = mem_alloc(slots, sizeof *s->views, err);
+  s->caches = mem_alloc(slots, sizeof *s->caches, err);
   s->starts = mem_alloc(slots, sizeof *s->starts, err);
   s->named = mem_alloc(slots, sizeof *s->named, err);
-  if (!s->lengths || !s->views || !s->starts || !s->named) return STATUS_FAILED;
-  s->keys = mem_alloc(rows, width * sizeof(float), err);
-  s->values = mem_alloc(rows, width * sizeof(float), err);
-  return s->keys && s->values ? STATUS_OK : STATUS_FAILED;
+  if (!s->lengths || !s->caches || !s->starts || !s->named) return STATUS_FAILED;
+  s->partials = mem_alloc(partial_count(s), sizeof *s->partials, err);
+  s->memory = mem_alloc(slots * (size_t)c->layers, s->layer_bytes, err);
+  return s->partials && s->memory ? STATUS_OK : STATUS_FAILED;
 }
 
-enum status model_session_new_slots(struct model_session **out, const struct model *model,
-                                    int64_t slots, int64_t capacity, struct error *err) {
+enum status model_session_new_with(struct model_session **out, const struct model *model,
+                                   const struct session_settings *settings, struct error *err) {
+  int64_t capacity = settings->capacity, slots = settings->slots;
   if (capacity < 1)
     return error_set(err, STATUS_USAGE, "a session needs room for at least one token");
   if (slots < 1 || slots > SESSION_SLOTS_MAX)
@@ -50,7 +71,7 @@ enum status model_session_new_slots(struct model_session **out, const struct mod
                               .slots = slots,
                               .capacity = capacity,
                               .chunk = capacity < CHUNK_TOKENS ? capacity : CHUNK_TOKENS};
-  enum status status = allocate(s, err);
+  enum status status = allocate(s, settings->kv, err);
   /* rows of a step or of a chunk: the workspace does not mind whose they are */
   struct model_shape most = {s->chunk > slots ? s->chunk : slots, 1};
   if (status == STATUS_OK)
@@ -60,6 +81,12 @@ enum status model_session_new_slots(struct model_session **out, const struct mod
   else
     model_session_free(s);
   return status;
+}
+
+enum status model_session_new_slots(struct model_session **out, const struct model *model,
+                                    int64_t slots, int64_t capacity, struct error *err) {
+  struct session_settings settings = {slots, capacity, DTYPE_F32};
+  return model_session_new_with(out, model, &settings, err);
 }
 
 enum status model_session_new(struct model_session **out, const struct model *model,
@@ -74,10 +101,10 @@ void model_session_set_precision(struct model_session *s, enum precision precisi
 void model_session_free(struct model_session *s) {
   if (!s) return;
   model_workspace_free(s->ws);
-  mem_free(s->keys);
-  mem_free(s->values);
+  mem_free(s->memory);
+  mem_free(s->partials);
   mem_free(s->lengths);
-  mem_free(s->views);
+  mem_free(s->caches);
   mem_free(s->starts);
   mem_free(s->named);
   mem_free(s);
@@ -97,19 +124,17 @@ void model_slot_truncate(struct model_session *s, int64_t slot, int64_t length) 
   s->lengths[slot] = length;
 }
 
-/* Where the cache of a slot's layer begins, in floats. */
-static int64_t layer_at(const struct model_session *s, int64_t slot, int layer) {
-  const struct model_config *c = &s->model->config;
-  return (slot * c->layers + layer) * s->capacity * config_kv_width(c);
+static struct kv_cache cache_of(const struct model_session *s, int64_t slot, int layer) {
+  size_t at = (size_t)(slot * s->model->config.layers + layer);
+  return kv_cache_at(&s->shape, s->memory + at * s->layer_bytes);
 }
 
 void model_slot_copy(struct model_session *s, int64_t to, int64_t from, int64_t length) {
   INVARIANT(is_slot(s, to) && is_slot(s, from) && to != from);
   INVARIANT(length >= 0 && length <= s->lengths[from]);
-  size_t bytes = (size_t)(length * config_kv_width(&s->model->config)) * sizeof(float);
   for (int i = 0; i < s->model->config.layers; i++) {
-    memcpy(s->keys + layer_at(s, to, i), s->keys + layer_at(s, from, i), bytes);
-    memcpy(s->values + layer_at(s, to, i), s->values + layer_at(s, from, i), bytes);
+    struct kv_cache dest = cache_of(s, to, i), source = cache_of(s, from, i);
+    kv_cache_copy(&dest, &source, length);
   }
   s->lengths[to] = length;
 }
@@ -119,17 +144,15 @@ static void run_blocks(struct model_session *s, const int64_t *slots, int64_t co
                        int64_t length) {
   for (int64_t i = 0; i < count; i++) s->starts[i] = s->lengths[slots[i]];
   for (int layer = 0; layer < s->model->config.layers; layer++) {
-    for (int64_t i = 0; i < count; i++) {
-      int64_t at = layer_at(s, slots[i], layer);
-      s->views[i] = (struct kv_view){s->keys + at, s->values + at, s->starts[i] + length};
-    }
+    for (int64_t i = 0; i < count; i++) s->caches[i] = cache_of(s, slots[i], layer);
     struct block_run run = {.model = s->model,
                             .layer = layer,
                             .shape = {count, length},
                             .ws = s->ws,
                             .memory = &s->ws->blocks[0],
-                            .kv = s->views,
-                            .starts = s->starts};
+                            .kv = s->caches,
+                            .starts = s->starts,
+                            .partials = s->partials};
     block_forward(&run, s->ws->hidden);
   }
   for (int64_t i = 0; i < count; i++) s->lengths[slots[i]] += length;

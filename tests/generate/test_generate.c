@@ -33,7 +33,8 @@ static void open_fixture(struct fixture *f, const char *path, int64_t capacity) 
   assert_non_null(f->golden);
   must(model_open(&f->model, path, &err), err);
   must(tokenizer_open(&f->tokenizer, path, &err), err);
-  must(generator_init(&f->generator, f->model, f->tokenizer, capacity, &settings, &err), err);
+  must(generator_init(&f->generator, f->model, f->tokenizer, capacity, DTYPE_F32, &settings, &err),
+       err);
 }
 
 static void close_fixture(struct fixture *f) {

@@ -171,6 +171,39 @@ static void company_changes_nothing(void **state) {
   model_close(model);
 }
 
+/* Fewer bits for keys and values cost little: prompts, pieces and single tokens. */
+static void kept_in_fewer_bits(void **state) {
+  static const struct {
+    enum dtype kv;
+    double most; /* relative error of the logits */
+  } kinds[] = {{DTYPE_F16, 1e-3}, {DTYPE_BF16, 1e-2}, {DTYPE_I8, 2e-2}};
+  static const char *const families[] = {"llama", "gemma3"};
+  static const int pieces[] = {40, 1, 3, 1, 200, 1};
+  make_ids();
+  for (int f = 0; f < 2; f++) {
+    struct model *model = open_golden(families[f]);
+    all_logits(model);
+    for (int i = 0; i < 3; i++) {
+      struct session_settings settings = {2, LENGTH, kinds[i].kv};
+      struct model_session *s;
+      must(model_session_new_with(&s, model, &settings, &err), err);
+      for (int64_t p = 0, at = 0; p < 6; p++) {
+        must(model_slot_append(s, 1, ids + at, pieces[p], got, &err), err);
+        at += pieces[p];
+        double error = relative_error(got, whole + (at - 1) * VOCAB, VOCAB);
+        if (!(error > 0 && error < kinds[i].most))
+          fail_msg("%s in %s at %d: relative error %g", families[f],
+                   dtype_traits(kinds[i].kv)->name, (int)at, error);
+      }
+      model_slot_copy(s, 0, 1, 99);
+      must(model_slot_append(s, 0, ids + 99, 1, got, &err), err);
+      assert_true(relative_error(got, whole + 99 * VOCAB, VOCAB) < kinds[i].most);
+      model_session_free(s);
+    }
+    model_close(model);
+  }
+}
+
 static void bad_steps(void **state) {
   struct model *model = open_golden("qwen2");
   struct model_session *s;
@@ -227,6 +260,7 @@ int main(void) {
       cmocka_unit_test(slots_of_every_family),
       cmocka_unit_test(company_changes_nothing),
       cmocka_unit_test(bad_steps),
+      cmocka_unit_test(kept_in_fewer_bits),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -375,29 +375,6 @@ static float dot(const float *x, const float *y, int64_t n) {
   return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
 }
 
-/* `vectors` columns of VL, a constant, of the sum over rows of v: they stay in registers. */
-INLINE void mix_columns(const int vectors, const float *p, const float *v, int64_t ld,
-                        int64_t count, float *out) {
-  vf sum[4];
-  for (int c = 0; c < vectors; c++) sum[c] = vf_load(out + c * VL);
-  for (int64_t j = 0; j < count; j++, v += ld) {
-    vf weight = vf_set(p[j]);
-    for (int c = 0; c < vectors; c++) sum[c] = vf_fma(weight, vf_load(v + c * VL), sum[c]);
-  }
-  for (int c = 0; c < vectors; c++) vf_store(out + c * VL, sum[c]);
-}
-
-static void mix(const float *p, const float *v, int64_t ld, int64_t count, int64_t n, float *out) {
-  int64_t i = 0;
-  for (; i + 4 * VL <= n; i += 4 * VL) mix_columns(4, p, v + i, ld, count, out + i);
-  for (; i + VL <= n; i += VL) mix_columns(1, p, v + i, ld, count, out + i);
-  if (i == n) return;
-  vf sum = vf_load_part(out + i, n - i);
-  for (int64_t j = 0; j < count; j++)
-    sum = vf_fma(vf_set(p[j]), vf_load_part(v + j * ld + i, n - i), sum);
-  vf_store_part(out + i, n - i, sum);
-}
-
 static void fill_rows(struct kernel_table *table) {
   table->rmsnorm = rmsnorm;
   table->rmsnorm_backward = rmsnorm_backward;
@@ -412,5 +389,4 @@ static void fill_rows(struct kernel_table *table) {
   table->attention_row_backward = attention_row_backward;
   table->scale = scale;
   table->dot = dot;
-  table->mix = mix;
 }

@@ -111,6 +111,19 @@ INLINE vf vf_load_as(enum dtype dtype, const void *p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+/* VL signed bytes as floats, and VL integers as bytes, saturated. */
+INLINE vf vf_load_bytes(const int8_t *p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+INLINE void vi_store_bytes(int8_t *p, vi x) {
+  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64((void *)p, _mm_packs_epi16(words, words));
+}
+/* The nearest fp16 of each lane. */
+INLINE void vf_store_halves(uint16_t *p, vf x) {
+  _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 /* For the 4 x 4 transposes inside 128-bit lanes: four floats of each of VL / 4 rows that lie
  * 4 * ld apart, one row a lane. */
 INLINE vf vf_load_quads(const float *p, int64_t ld) {

@@ -105,6 +105,18 @@ INLINE vf vf_load_as(enum dtype dtype, const void *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+/* VL signed bytes as floats, and VL integers as bytes, saturated. */
+INLINE vf vf_load_bytes(const int8_t *p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+INLINE void vi_store_bytes(int8_t *p, vi x) {
+  _mm_storeu_si128((void *)p, _mm512_cvtsepi32_epi8(x));
+}
+/* The nearest fp16 of each lane. */
+INLINE void vf_store_halves(uint16_t *p, vf x) {
+  _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 /* For the 4 x 4 transposes inside 128-bit lanes: four floats of each of VL / 4 rows that lie
  * 4 * ld apart, one row a lane. */
 INLINE vf vf_load_quads(const float *p, int64_t ld) {

@@ -1,0 +1,10 @@
+/* Attention over a cache for avx512. */
+#if defined(__x86_64__)
+#include "kernel/cpu/tables.h"
+#include "kernel/cpu/vec_avx512.h"
+
+/* needs the vocabulary above */
+#include "kernel/cpu/kv_body.h"
+
+void kv_fill_avx512(struct kernel_table *table) { fill_kv(table); }
+#endif
