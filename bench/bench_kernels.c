@@ -182,7 +182,7 @@ static void bench_gemm(enum precision precision, double peak) {
     float *dx = must_alloc((size_t)(s->tokens * s->cols), 4);
     float *dw = must_alloc((size_t)(s->rows * s->cols), 4);
     struct products p = {
-        {{w, DTYPE_F32, s->rows, s->cols}, NULL}, x, dy, y, dx, dw, s->tokens, precision};
+        {.dense = {w, DTYPE_F32, s->rows, s->cols}}, x, dy, y, dx, dw, s->tokens, precision};
     double work = 2e-9 * (double)(s->tokens * s->rows * s->cols);
     double rate[3] = {work / best_seconds(run_forward, &p), work / best_seconds(run_input, &p),
                       work / best_seconds(run_weight, &p)};

@@ -66,24 +66,20 @@ static enum status choose_cases(struct job *job, struct error *err) {
 
 static bool is_hybrid(const struct model *model) {
   for (int i = 0; i < model_site_count(model); i++)
-    if (model_site(model, i)->weight.hybrid) return true;
+    if (linear_is_hybrid(&model_site(model, i)->weight)) return true;
   return false;
-}
-
-static enum dtype weight_dtype(const struct linear_weight *w) {
-  return w->hybrid ? w->hybrid->dtype : w->dense.dtype;
 }
 
 /* The same shapes and element types everywhere: what one reads more, the other leaves out. */
 static bool same_form(const struct model *a, const struct model *b) {
   if (model_site_count(a) != model_site_count(b)) return false;
   const struct linear_weight *head_a = model_head(a), *head_b = model_head(b);
-  if (linear_rows(head_a) != linear_rows(head_b) || weight_dtype(head_a) != weight_dtype(head_b))
+  if (linear_rows(head_a) != linear_rows(head_b) || linear_dtype(head_a) != linear_dtype(head_b))
     return false;
   for (int i = 0; i < model_site_count(a); i++) {
     const struct linear_weight *x = &model_site(a, i)->weight, *y = &model_site(b, i)->weight;
     if (linear_rows(x) != linear_rows(y) || linear_cols(x) != linear_cols(y) ||
-        weight_dtype(x) != weight_dtype(y))
+        linear_dtype(x) != linear_dtype(y))
       return false;
   }
   return true;
@@ -122,6 +118,14 @@ static enum status find_dense_forms(struct job *job, struct error *err) {
   return STATUS_OK;
 }
 
+/* As generate runs them. */
+static enum status prepare_models(struct job *job, struct error *err) {
+  enum status status = STATUS_OK;
+  for (int i = 0; i < job->entry_count && !status; i++)
+    status = model_prepare(job->entries[i].model, false, err);
+  return status;
+}
+
 static enum status measure(struct job *job, struct error *err) {
   const struct model *models[ENTRIES_MAX];
   for (int i = 0; i < job->entry_count; i++) models[i] = job->entries[i].model;
@@ -143,9 +147,9 @@ static const struct speed_figure *figure_of(const struct job *job, int entry, in
 }
 
 static const char *dtype_name(const struct model *model) {
-  enum dtype first = weight_dtype(&model_site(model, 0)->weight);
+  enum dtype first = linear_dtype(&model_site(model, 0)->weight);
   for (int i = 1; i < model_site_count(model); i++)
-    if (weight_dtype(&model_site(model, i)->weight) != first) return "mixed";
+    if (linear_dtype(&model_site(model, i)->weight) != first) return "mixed";
   return dtype_traits(first)->name;
 }
 
@@ -253,6 +257,7 @@ static enum status run(const struct command *command, void *settings, struct tex
   enum status status = choose_cases(job, err);
   if (!status) status = open_models(job, positionals, err);
   if (!status) status = find_dense_forms(job, err);
+  if (!status) status = prepare_models(job, err);
   if (!status) status = measure(job, err);
   if (!status && output_to_people(&s->common)) print_result(job);
   if (!status) status = common_write_json(&s->common, result_json(job), err);

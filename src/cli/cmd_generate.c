@@ -231,6 +231,7 @@ static enum status run(const struct command *command, void *settings, struct tex
   if (!s->prompt && !talk) status = read_prompt(&prompt, err);
   if (!status) status = inputs_model(&job.model, positionals->items[0], s->mask, err);
   if (!status) status = tokenizer_open(&job.tokenizer, positionals->items[0], err);
+  if (!status) status = model_prepare(job.model, false, err);
   if (!status)
     status = talk ? run_chat(&job, err)
                   : run_once(&job, s->prompt ? s->prompt : strbuf_text(&prompt), err);

@@ -38,6 +38,10 @@ static size_t elements_bytes(enum dtype dtype, int64_t count) {
 }
 
 static void add_weight(struct spans *s, const struct linear_weight *w) {
+  if (w->strips) {
+    add_span(s, w->strips->data, w->strips->stored_bytes);
+    return;
+  }
   const struct hybrid_matrix *h = w->hybrid;
   if (!h) {
     add_span(s, w->dense.data, elements_bytes(w->dense.dtype, w->dense.rows * w->dense.cols));

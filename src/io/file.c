@@ -49,6 +49,13 @@ void file_map_close(struct file_map *map) {
   *map = (struct file_map){0};
 }
 
+void file_map_forget(const void *data, size_t bytes) {
+  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  const uintptr_t first = ((uintptr_t)data + page - 1) / page * page;
+  const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
+  if (first < end) madvise((void *)first, end - first, MADV_DONTNEED);
+}
+
 /* Reads to the end, so that pipes work too; one byte over the limit is enough to refuse. */
 static enum status read_fd(int fd, const char *path, size_t limit_bytes, char **data,
                            size_t *size_bytes, struct error *err) {

@@ -16,6 +16,9 @@ struct file_map {
 };
 enum status file_map_open(struct file_map *map, const char *path, struct error *err);
 void file_map_close(struct file_map *map);
+/* Takes the whole pages of a part of a map out of this process's memory; touching them reads them
+ * from the file again. */
+void file_map_forget(const void *data, size_t bytes);
 
 /* Reads a whole file of at most `limit_bytes` into memory, NUL-terminated; free() it. */
 enum status file_read(const char *path, size_t limit_bytes, char **data, size_t *size_bytes,

@@ -46,6 +46,7 @@ static void pack_panel_transposed(const struct packing *p, int64_t first, int64_
     table->pack_transposed(source, op->plain.ld, count, p->kc, p->width, out);
     return;
   }
+  if (operand_panel(op, first, count, p->width, p->k0, p->kc, out)) return;
   float *rows = kernel_scratch(SCRATCH_SEGMENT, (size_t)(p->width * SEGMENT));
   for (int64_t k = 0; k < p->kc; k += SEGMENT) {
     int64_t length = p->kc - k < SEGMENT ? p->kc - k : SEGMENT;
@@ -220,6 +221,7 @@ void gemm(int64_t m, int64_t n, int64_t k, float alpha, struct gemm_operand a,
           struct gemm_operand b, float beta, float *c, int64_t ldc) {
   INVARIANT(dtype_is_native(a.dtype) && dtype_is_native(b.dtype));
   INVARIANT(beta == 0.0f || beta == 1.0f);
-  struct product_operand pa = {a, NULL, a.transposed}, pb = {b, NULL, b.transposed};
+  struct product_operand pa = {.plain = a, .transposed = a.transposed},
+                         pb = {.plain = b, .transposed = b.transposed};
   product(m, n, k, alpha, &pa, &pb, beta == 1.0f, c, ldc);
 }

@@ -11,11 +11,15 @@
 #include "kernel/scratch.h"
 #include "kernel/select.h"
 
-enum { SKINNY_ROWS = 32 };
+enum {
+  SKINNY_ROWS = 32,
+  STRIP_TOKENS_MAX = 64 /* up to which strips are read directly rather than expanded */
+};
 
 static struct product_operand weight_operand(const struct linear_weight *w, bool transposed) {
-  struct product_operand op = {.hybrid = w->hybrid, .transposed = transposed};
-  if (!w->hybrid) {
+  struct product_operand op = {.hybrid = w->hybrid, .strips = w->strips, .transposed = transposed};
+  op.plain.dtype = linear_dtype(w);
+  if (!w->hybrid && !w->strips) {
     INVARIANT(dtype_is_native(w->dense.dtype));
     op.plain = (struct gemm_operand){w->dense.data, w->dense.dtype, w->dense.cols, transposed};
   }
@@ -101,7 +105,9 @@ static void multiply(enum precision precision, int64_t m, int64_t n, int64_t k,
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
                     int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
-  if (tokens <= SKINNY_TOKENS_MAX) {
+  if (w->strips && tokens <= STRIP_TOKENS_MAX) {
+    if (tokens > 0) strips_product(w->strips, x, tokens, y);
+  } else if (tokens <= SKINNY_TOKENS_MAX) {
     if (tokens > 0) forward_skinny(w, x, tokens, y);
   } else {
     struct product_operand a = float_operand(x, cols, false), b = weight_operand(w, true);

@@ -1,9 +1,10 @@
 /* A weight matrix as the products see it, and the three products of a linear layer.
  *
  * W is (rows = out features, cols = in features). A weight is dense (f32, f16 or bf16 elements, in
- * memory or mapped) or hybrid (sparse/hybrid.h: 128-tiles that are dense bf16 or packed 2:4).
- * All products accumulate in fp32 over k in a fixed order that depends on the shapes alone, so
- * that the bits do not depend on the number of threads.
+ * memory or mapped), hybrid (sparse/hybrid.h: tiles that are dense or 2:4, as they lie in files),
+ * or either of them in the order that decoding reads fastest (sparse/strips.h). All products
+ * accumulate in fp32 over k in a fixed order that depends on the shapes alone, so that the bits do
+ * not depend on the number of threads.
  * With PRECISION_BF16 the two operands are rounded to bf16 first; a forward product of few tokens,
  * which is bound by reading W, takes them as they are in either case. */
 #ifndef TSR_KERNEL_LINEAR_H
@@ -11,18 +12,27 @@
 
 #include "kernel/precision.h"
 #include "sparse/hybrid.h"
+#include "sparse/strips.h"
 #include "tensor/dtype.h"
 
 struct linear_weight {
-  struct matrix_view dense;           /* used when hybrid is NULL */
-  const struct hybrid_matrix *hybrid; /* not owned */
+  struct matrix_view dense;           /* used when the others are NULL */
+  const struct hybrid_matrix *hybrid; /* not owned; used when strips is NULL */
+  const struct strip_matrix *strips;  /* not owned */
 };
 
 static inline int64_t linear_rows(const struct linear_weight *w) {
-  return w->hybrid ? w->hybrid->rows : w->dense.rows;
+  return w->strips ? w->strips->rows : w->hybrid ? w->hybrid->rows : w->dense.rows;
 }
 static inline int64_t linear_cols(const struct linear_weight *w) {
-  return w->hybrid ? w->hybrid->cols : w->dense.cols;
+  return w->strips ? w->strips->cols : w->hybrid ? w->hybrid->cols : w->dense.cols;
+}
+static inline enum dtype linear_dtype(const struct linear_weight *w) {
+  return w->strips ? w->strips->dtype : w->hybrid ? w->hybrid->dtype : w->dense.dtype;
+}
+/* Whether some of its tiles may be 2:4. */
+static inline bool linear_is_hybrid(const struct linear_weight *w) {
+  return w->strips ? w->strips->sparse : w->hybrid != NULL;
 }
 
 /* y = x W^T (+ bias).  x (tokens, cols), y (tokens, rows), bias (rows) or NULL. All fp32, dense

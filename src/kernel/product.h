@@ -4,19 +4,28 @@
 
 #include "kernel/gemm.h"
 #include "sparse/hybrid.h"
+#include "sparse/strips.h"
 
-/* A stored matrix, row-major, plain or hybrid. Row i of what is stored is fetched in segments; the
- * transposed flag only says which of its two sides is summed over. */
+/* A stored matrix: plain or hybrid, row-major, or strips. Row i of what is stored is fetched in
+ * segments; the transposed flag only says which of its two sides is summed over. */
 struct product_operand {
   struct gemm_operand plain;
-  const struct hybrid_matrix *hybrid; /* NULL: plain */
+  const struct hybrid_matrix *hybrid;
   bool transposed;
+  const struct strip_matrix *strips; /* both NULL: plain. Else plain.data is NULL and plain.dtype
+                                        that of the weights */
 };
 
 /* Columns [col, col + count) of stored row `row` as fp32: a pointer into the operand when it is
  * fp32, else `buffer` (count), filled. */
 const float *operand_segment(const struct product_operand *op, int64_t row, int64_t col,
                              int64_t count, float *buffer);
+
+/* out (k, width) = transpose of columns [k0, k0 + k) of stored rows [first, first + count), zeros
+ * behind them: straight from strips, which lie that way already. False, and nothing done, for other
+ * operands and where the panel is not made of whole strips and chunks. */
+bool operand_panel(const struct product_operand *op, int64_t first, int64_t count, int64_t width,
+                   int64_t k0, int64_t k, float *out);
 
 /* gemm (gemm.h) over such operands; a is plain. */
 void product(int64_t m, int64_t n, int64_t k, float alpha, const struct product_operand *a,
@@ -25,5 +34,8 @@ void product(int64_t m, int64_t n, int64_t k, float alpha, const struct product_
  * instruction set to another (they sum in different orders), not with the number of threads. */
 void product_bf16(int64_t m, int64_t n, int64_t k, float alpha, const struct product_operand *a,
                   const struct product_operand *b, bool add, float *c, int64_t ldc);
+
+/* y (tokens, rows) = x W^T, x (tokens, cols), reading W once however many tokens there are. */
+void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens, float *y);
 
 #endif

@@ -84,6 +84,17 @@ static void pack_hybrid_along(const struct packing *p, int64_t first, int64_t co
   }
 }
 
+/* Strips lie across k already. */
+static void pack_strips_along(const struct packing *p, int64_t first, int64_t count,
+                              uint16_t *out) {
+  float *rows = kernel_scratch(SCRATCH_SEGMENT, BF16_SIDE * SEGMENT);
+  for (int64_t k = 0; k < p->kc; k += SEGMENT) {
+    int64_t length = least(SEGMENT, p->kc - k);
+    operand_panel(p->op, first, count, BF16_SIDE, p->k0 + k, length, rows);
+    pack_across(p, DTYPE_F32, rows, BF16_SIDE, count, length, out + k * BF16_SIDE);
+  }
+}
+
 static void pack_hybrid_across(const struct packing *p, int64_t first, int64_t count,
                                uint16_t *out) {
   float *rows = kernel_scratch(SCRATCH_SEGMENT, BF16_STEP * BAND_COLS);
@@ -101,9 +112,11 @@ static void pack_band(const struct packing *p, int64_t band) {
   const struct gemm_operand *plain = &p->op->plain;
   int64_t i = band * band_of(p), count = least(band_of(p), p->count - i), at = p->first + i;
   uint16_t *out = packed_at(p, i);
-  if (p->op->hybrid && p->along_k)
+  if (p->op->strips && p->along_k)
+    pack_strips_along(p, at, count, out);
+  else if (p->op->hybrid && p->along_k)
     pack_hybrid_along(p, at, count, out);
-  else if (p->op->hybrid)
+  else if (p->op->hybrid || p->op->strips)
     pack_hybrid_across(p, at, count, out);
   else if (p->along_k)
     pack_along(p, plain->dtype, element(plain, at, p->k0), plain->ld, count, p->kc, out);

@@ -50,6 +50,10 @@ static void hybrid_segment(const struct hybrid_matrix *h, int64_t row, int64_t c
 
 const float *operand_segment(const struct product_operand *op, int64_t row, int64_t col,
                              int64_t count, float *buffer) {
+  if (op->strips) {
+    strips_row(op->strips, row, col, count, buffer);
+    return buffer;
+  }
   if (op->hybrid) {
     hybrid_segment(op->hybrid, row, col, count, buffer);
     return buffer;
@@ -59,4 +63,16 @@ const float *operand_segment(const struct product_operand *op, int64_t row, int6
   if (plain->dtype == DTYPE_F32) return source;
   kernel_table()->widen(plain->dtype, source, count, buffer);
   return buffer;
+}
+
+bool operand_panel(const struct product_operand *op, int64_t first, int64_t count, int64_t width,
+                   int64_t k0, int64_t k, float *out) {
+  const struct strip_matrix *s = op->strips;
+  if (!s || first % STRIP_ROWS || width % STRIP_ROWS || k0 % STRIP_COLS) return false;
+  for (int64_t r = 0; r < width; r += STRIP_ROWS)
+    if (r < count)
+      kernel_table()->strip_expand(s, (first + r) / STRIP_ROWS, k0 / STRIP_COLS, k, width, out + r);
+    else
+      for (int64_t i = 0; i < k; i++) memset(out + i * width + r, 0, STRIP_ROWS * sizeof(float));
+  return true;
 }

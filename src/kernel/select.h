@@ -15,6 +15,8 @@
 #include "sparse/hybrid.h"
 #include "tensor/dtype.h"
 
+struct strip_matrix; /* sparse/strips.h */
+
 /* Tokens that the skinny products take at once. */
 enum { SKINNY_TOKENS_MAX = 8, HYBRID_LANES = 16 };
 
@@ -52,6 +54,18 @@ struct kernel_table {
    * the first group on; that group's nibble is nibble `nibble` of codes (two a byte, low first). */
   void (*expand_groups)(enum dtype dtype, const void *values, const uint8_t *codes, int64_t nibble,
                         int64_t count, float *out);
+
+  /* y[t * ldy + r] = dot(row r, token t), r counting from the first row of strip `first`, for
+   * `count` strips and any number of tokens; rows past the matrix's last are left out. Products are
+   * exact, sums fp32. x (chunks, tokens, STRIP_COLS), zeros behind the last column. sums: scratch
+   * of tokens * STRIP_ROWS floats. x and sums 64-byte aligned. */
+  void (*strip_dot)(const struct strip_matrix *w, int64_t first, int64_t count, const float *x,
+                    int64_t tokens, float *y, int64_t ldy, float *sums);
+
+  /* out (cols, STRIP_ROWS; leading dimension width): columns [chunk * STRIP_COLS, + cols) of a
+   * strip, expanded and transposed. */
+  void (*strip_expand)(const struct strip_matrix *w, int64_t strip, int64_t chunk, int64_t cols,
+                       int64_t width, float *out);
 
   /* --- products of operands rounded to bf16 --- */
   struct bf16_kernels bf16;

@@ -33,6 +33,7 @@ struct model {
   struct block_norms *blocks;    /* (layers) */
   struct linear_site *sites;     /* (layers * SITE_ROLES) */
   struct hybrid_matrix *hybrids; /* (sites), rows 0 for one that is not packed */
+  struct strip_matrix *strips;   /* (sites + 1), the last the head's, or NULL; rows 0: not made */
   void **site_memory;            /* (sites), what a site's dense weight owns, or NULL */
   int64_t *kept;                 /* (sites) positions that masks or the packed form keep */
   struct model_tensor *tensors;  /* every tensor, in Hugging Face's order */

@@ -75,7 +75,7 @@ static enum status apply(struct model *m, const struct mask_matrix *mask, struct
 }
 
 enum status model_apply_masks(struct model *m, const struct mask_set *masks, struct error *err) {
-  INVARIANT(!m->headers_only);
+  INVARIANT(!m->headers_only && !m->strips);
   enum status status = STATUS_OK;
   for (size_t i = 0; i < masks->count && status == STATUS_OK; i++)
     status = check_mask(m, &masks->items[i], err);

@@ -47,6 +47,7 @@ void model_close(struct model *m) {
   if (!m) return;
   for (int i = 0; m->sites && m->hybrids && i < model_site_count(m); i++)
     hybrid_release(&m->hybrids[i]);
+  for (int i = 0; m->strips && i <= model_site_count(m); i++) strips_release(&m->strips[i]);
   for (int i = 0; m->site_memory && i < model_site_count(m); i++) mem_free(m->site_memory[i]);
   for (size_t i = 0; i < m->owned_count; i++) mem_free(m->owned[i]);
   free(m->owned);
@@ -55,6 +56,7 @@ void model_close(struct model *m) {
   mem_free(m->blocks);
   mem_free(m->sites);
   mem_free(m->hybrids);
+  mem_free(m->strips);
   mem_free(m->site_memory);
   mem_free(m->kept);
   store_close(&m->store);
@@ -170,7 +172,7 @@ enum status model_check_finite(const struct model *m, const float *values, int64
 
 void model_site_replace(struct model *m, int index, float *weight) {
   struct linear_site *site = &m->sites[index];
-  INVARIANT(!m->headers_only);
+  INVARIANT(!m->headers_only && !m->strips);
   int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
   mem_free(m->site_memory[index]);
   m->site_memory[index] = weight;

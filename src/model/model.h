@@ -99,6 +99,11 @@ void model_site_replace(struct model *model, int site, float *weight);
 enum status model_apply_masks(struct model *model, const struct mask_set *masks, struct error *err);
 /* Makes packed linears dense again, in their own element type, zeros and all. */
 enum status model_unpack(struct model *model, struct error *err);
+/* Brings all 16-bit weights, the head's included, into the order that decoding reads fastest
+ * (sparse/strips.h), on all threads, and gives back what they were before: for models that from now
+ * on only run. fp32 weights stay as they are, or become bf16 when `round_fp32`. Afterwards nothing
+ * may be masked, replaced or unpacked. After a failure the model is still whole. */
+enum status model_prepare(struct model *model, bool round_fp32, struct error *err);
 /* Kept positions over all prunable weights: 1.0 for a dense model, from the masks applied or the
  * packed form. */
 double model_density(const struct model *model);

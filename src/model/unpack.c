@@ -36,7 +36,7 @@ static enum status unpack(struct model *m, struct linear_site *site, struct erro
 }
 
 enum status model_unpack(struct model *m, struct error *err) {
-  INVARIANT(!m->headers_only);
+  INVARIANT(!m->headers_only && !m->strips);
   enum status status = STATUS_OK;
   for (int i = 0; i < model_site_count(m) && !status; i++)
     if (m->sites[i].weight.hybrid) status = unpack(m, &m->sites[i], err);

@@ -190,4 +190,26 @@ INLINE void spread(vf values, uint32_t codes, float *out) {
   }
 }
 
+/* --- strips (sparse/strips.h): lines of u32 that hold two 16-bit weights each --- */
+
+/* VL of them widened: the low halves and the high ones. */
+INLINE void vf_load_pairs(enum dtype dtype, const void *p, vf *low, vf *high) {
+  vi both = _mm256_load_si256(p);
+  if (dtype == DTYPE_BF16) {
+    *low = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *high = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+    return;
+  }
+  const vi apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4,
+                                    5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+  both = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(both, apart), 0xD8);
+  *low = _mm256_cvtph_ps(_mm256_castsi256_si128(both));
+  *high = _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1));
+}
+/* Four floats again and again, and the one of each lane's four that the low two bits name. */
+INLINE vf vf_broadcast4(const float *p) {
+  return _mm256_broadcast_ps((const __m128 *)(const void *)p);
+}
+INLINE vf vf_pick4(vf fours, vi index) { return _mm256_permutevar_ps(fours, index); }
+
 #endif

@@ -183,4 +183,21 @@ INLINE void spread(vf values, uint32_t codes, float *out) {
   }
 }
 
+/* --- strips (sparse/strips.h): lines of u32 that hold two 16-bit weights each --- */
+
+/* VL of them widened: the low halves and the high ones. */
+INLINE void vf_load_pairs(enum dtype dtype, const void *p, vf *low, vf *high) {
+  vi both = _mm512_load_si512(p);
+  if (dtype == DTYPE_BF16) {
+    *low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+    return;
+  }
+  *low = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
+  *high = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+}
+/* Four floats again and again, and the one of each lane's four that the low two bits name. */
+INLINE vf vf_broadcast4(const float *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+INLINE vf vf_pick4(vf fours, vi index) { return _mm512_permutevar_ps(fours, index); }
+
 #endif

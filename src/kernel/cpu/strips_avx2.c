@@ -1,0 +1,10 @@
+/* The kernels over strips for avx2. */
+#if defined(__x86_64__)
+#include "kernel/cpu/tables.h"
+#include "kernel/cpu/vec_avx2.h"
+
+/* needs the vocabulary above */
+#include "kernel/cpu/strips_body.h"
+
+void strips_fill_avx2(struct kernel_table *table) { fill_strips(table); }
+#endif
