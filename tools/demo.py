@@ -19,8 +19,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
 CALIBRATION_TOKENS = 12288
 WINDOW = 512
-STEP_TOKENS = 1024
-PROBE_STEPS = 3
 SPARSITY = 0.45
 SEED = 1
 PROMPT = "The three most important facts about the Moon are"
@@ -109,21 +107,15 @@ class Demo:
                 self.plan = json.load(file)
             return
         self.say("measuring how fast this machine learns ...")
-        mask = self.prune(next(row for row in ROWS if row.key == "magnitude"))
-        run = self.path("probe")
-        shutil.rmtree(run, ignore_errors=True)
-        probe = self.tessera(
-            "learn", self.path("model.gguf"), "--mode", "joint", "--sparsity", str(SPARSITY),
-            "--data", self.path("learn.jsonl"), "--tokens", str(PROBE_STEPS * STEP_TOKENS),
-            "--window", str(WINDOW), "--batch", str(STEP_TOKENS // WINDOW), "--heldout-windows", "1",
-            "--evaluations", "1", "--prior", mask, "--out", run, output=self.path("probe.json"))
-        shutil.rmtree(run)
-        rate = probe["tokens_per_second"]
         seconds = self.minutes * 60 / sum(1 for row in ROWS if row.mode)
-        steps = max(4, int(rate * seconds / STEP_TOKENS))
+        budget = self.tessera(
+            "learn", self.path("model.gguf"), "--mode", "joint", "--sparsity", str(SPARSITY),
+            "--data", self.path("learn.jsonl"), "--budget", f"{seconds:.0f}s", "--prior",
+            self.path("sparsegpt.mask"), "--dry-run", "--quiet",
+            output=self.path("budget.json"))["budget"]
         self.plan = {
-            "learning_tokens_per_s": rate,
-            "learning_tokens": steps * STEP_TOKENS,
+            "learning_tokens_per_s": budget["tokens_per_second"],
+            "learning_tokens": budget["tokens"],
             "heldout_tokens": self.heldout_tokens,
             "calibration_tokens": CALIBRATION_TOKENS,
             "window": WINDOW,
@@ -184,8 +176,7 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
         self.tessera(
             "learn", self.path("model.gguf"), "--mode", row.mode, "--sparsity", str(row.sparsity),
             "--data", self.path("learn.jsonl"), "--tokens", str(self.plan["learning_tokens"]),
-            "--window", str(WINDOW), "--batch", str(STEP_TOKENS // WINDOW), "--seed", str(SEED),
-            "--prior", self.path("sparsegpt.mask"), "--out", run, "--resume")
+            "--seed", str(SEED), "--prior", self.path("sparsegpt.mask"), "--out", run, "--resume")
         return mask
 
     def measure(self, row, mask):

@@ -10,7 +10,7 @@
 struct learn_options {
   struct learn_settings s;
   int mode;
-  const char *data, *out;
+  const char *data, *out, *budget;
   struct text_list prior, skip;
   int64_t seed, tile, calib_tokens;
   double lr, checkpoint_every;
@@ -34,6 +34,9 @@ static const struct option options[] = {
     {"data", OPTION_TEXT, AT(data), NULL, 0, 0, NULL, "FILE",
      "text to learn from: UTF-8, .jsonl, or either as .gz or .zst"},
     COUNT("tokens", tokens, "0", 0, 1e15, "token budget"),
+    {"budget", OPTION_TEXT, AT(budget), NULL, 0, 0, NULL, "TIME",
+     "instead: as many tokens as this machine learns from in a time such as 90s, 10m or 1.5h, the "
+     "prior included; measured at the start, and fixed from then on"},
     {"seed", OPTION_INT, AT(seed), "0", 0, 9e15, NULL, "K", "seed of noise, sampling and logits"},
     {"out", OPTION_TEXT, AT(out), NULL, 0, 0, NULL, "RUN", "directory of the run"},
     {"prior", OPTION_LIST, AT(prior), NULL, 0, 0, NULL, "MASK",
@@ -107,12 +110,30 @@ static const struct option options[] = {
 #undef COUNT
 #undef CHOICE
 
+/* 90s, 10m, 1.5h; a number alone is seconds. */
+static enum status parse_time(const char *text, double *seconds, struct error *err) {
+  char *end;
+  double value = strtod(text, &end);
+  double unit = !*end || !strcmp(end, "s") ? 1
+                : !strcmp(end, "m")        ? 60
+                : !strcmp(end, "h")        ? 3600
+                                           : 0;
+  if (end == text || !(value > 0 && value < 1e9) || !unit)
+    return error_set(err, STATUS_USAGE,
+                     "--budget needs a time such as 90s, 10m or 1.5h, not \"%s\"", text);
+  *seconds = value * unit;
+  return STATUS_OK;
+}
+
 static enum status check_given(const struct learn_options *o, struct error *err) {
   if (o->mode < 0) return error_set(err, STATUS_USAGE, "--mode is missing: joint, tile or maskllm");
   if (!o->data) return error_set(err, STATUS_USAGE, "--data is missing: a text to learn from");
   if (!o->out && !o->dry_run)
     return error_set(err, STATUS_USAGE, "--out is missing: a directory for the run");
-  if (o->s.tokens < 1) return error_set(err, STATUS_USAGE, "--tokens is missing: a token budget");
+  if (o->s.tokens < 1 && !o->budget)
+    return error_set(err, STATUS_USAGE, "--tokens is missing (or --budget, a time): what to spend");
+  if (o->s.tokens > 0 && o->budget)
+    return error_set(err, STATUS_USAGE, "--tokens and --budget both say what to spend: give one");
   if (o->prior.count > PRIOR_FILES_MAX)
     return error_set(err, STATUS_USAGE, "--prior may be given %d times", PRIOR_FILES_MAX);
   return STATUS_OK;
@@ -167,6 +188,11 @@ static json_t *report_json(const struct learn_report *r) {
                         "learn_seconds", r->plan.learn_seconds, "heldout_seconds",
                         r->plan.heldout_seconds, "gflops", r->plan.gflops);
   INVARIANT(o);
+  if (r->budget.steps)
+    json_object_set_new(
+        o, "budget",
+        json_pack("{s:f, s:f, s:I}", "seconds", r->budget.seconds, "tokens_per_second",
+                  r->budget.tokens_per_second, "tokens", (json_int_t)r->budget.tokens));
   if (r->dry_run || r->finished_before) return o;
   json_t *figures = learn_report_figures(r);
   json_object_update(o, figures);
@@ -195,7 +221,8 @@ static enum status run(const struct command *command, void *settings, struct tex
   enum status status = check_given(o, err);
   if (status != STATUS_OK) return status;
   fill_request(&request, o, positionals->items[0]);
-  status = learn_run(&request, &report, err);
+  if (o->budget) status = parse_time(o->budget, &request.budget_seconds, err);
+  if (status == STATUS_OK) status = learn_run(&request, &report, err);
   if (status != STATUS_OK) return status;
   if (o->dry_run) {
     print_settings(&report.settings);

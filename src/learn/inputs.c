@@ -7,17 +7,28 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "io/file.h"
+#include "learn/rundir.h"
 #include "text/tokenizer.h"
 
 /* Calibration of a prior that is made here: by default as many tokens as are learned from, within
  * what pruning takes by default. */
-static void plan_calibration(struct run_inputs *in) {
+static int64_t calibration_tokens(const struct learn_request *q, int64_t tokens) {
   enum { LEAST = 8192, MOST = CALIBRATION_WINDOWS * CALIBRATION_WINDOW_MAX };
-  int64_t tokens = in->request->calibration_tokens;
-  if (!tokens) tokens = in->settings.tokens;
-  if (tokens < LEAST && !in->request->calibration_tokens) tokens = LEAST;
-  if (tokens > MOST && !in->request->calibration_tokens) tokens = MOST;
-  in->calibration_tokens = tokens;
+  if (q->calibration_tokens) return q->calibration_tokens;
+  return tokens < LEAST ? LEAST : tokens > MOST ? MOST : tokens;
+}
+
+/* What `--budget` buys: the tokens that the run was started with, or as many as this machine does
+ * in that time. */
+static enum status spend_budget(struct run_inputs *in, struct error *err) {
+  const struct learn_request *q = in->request;
+  in->settings.tokens = q->resume ? run_directory_tokens(q->out) : 0;
+  if (in->settings.tokens) return STATUS_OK;
+  const struct budget_prior prior = {q, q->prior_count ? NULL : calibration_tokens};
+  enum status status = learn_budget_measure(&in->budget, q->budget_seconds, in->model,
+                                            &in->settings, in->skip, &prior, err);
+  in->settings.tokens = in->budget.tokens;
+  return status;
 }
 
 enum status run_inputs_open_model(struct run_inputs *in, const struct learn_request *q,
@@ -33,8 +44,9 @@ enum status run_inputs_open_model(struct run_inputs *in, const struct learn_requ
   for (int i = 0; i < model_site_count(in->model); i++)
     in->skip[i] = prune_skips(&in->prune, model_site(in->model, i)->name);
   in->settings = q->settings;
+  if (q->budget_seconds > 0 && (status = spend_budget(in, err)) != STATUS_OK) return status;
   status = learn_settings_resolve(&in->settings, model_config(in->model)->context_length, err);
-  if (status == STATUS_OK) plan_calibration(in);
+  in->calibration_tokens = calibration_tokens(q, in->settings.tokens);
   return status;
 }
 

@@ -6,6 +6,7 @@
 #define TSR_LEARN_INPUTS_H
 
 #include "data/windows.h"
+#include "learn/budget.h"
 #include "learn/run.h"
 
 struct run_inputs {
@@ -20,9 +21,11 @@ struct run_inputs {
   int64_t train_count, heldout_count;
   int64_t calibration_tokens;
   struct calibration calibration;
+  struct learn_budget budget; /* zero unless it was measured now */
 };
 
-/* Opens the model and resolves the settings. Release after either outcome. */
+/* Opens the model and resolves the settings; a budget of time becomes tokens: those of the run that
+ * is continued, or what the machine does now. Release after either outcome. */
 enum status run_inputs_open_model(struct run_inputs *in, const struct learn_request *request,
                                   struct error *err);
 /* Reads, cuts and splits the text. */

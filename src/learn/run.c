@@ -385,6 +385,27 @@ static void release(struct run *run) {
   run_inputs_release(&run->in);
 }
 
+/* What a budget of time became. */
+static void say_budget(const struct learn_request *q, const struct learn_report *r) {
+  const struct learn_budget *b = &r->budget;
+  const struct learn_settings *s = &r->settings;
+  if (!(q->budget_seconds > 0)) return;
+  if (!b->steps) {
+    log_info("%s was started with %lld tokens: --budget does not change them", q->out,
+             (long long)s->tokens);
+    return;
+  }
+  log_info(
+      "--budget of %.1f minutes: %.0f tokens/s in %d steps of %lld tokens; beside about %.1f "
+      "minutes for the prior and %.1f for held-out losses that is %lld tokens, learned from in "
+      "%lld steps of %lld, rates %.2g (tiles) and %.2g (2:4), first temperature of the tiles %.2g, "
+      "distillation %g. --tokens %lld does the same without measuring",
+      b->seconds / 60, b->tokens_per_second, b->steps, (long long)b->step_tokens,
+      b->prior_seconds / 60, b->heldout_seconds / 60, (long long)s->tokens, (long long)s->steps,
+      (long long)(s->batch * s->window), s->lr_tile, s->lr_24, s->tile.tau_first, s->distill,
+      (long long)s->tokens);
+}
+
 static void say_plan(const struct learn_report *r) {
   const struct learn_plan *p = &r->plan;
   const struct learn_settings *s = &r->settings;
@@ -407,9 +428,11 @@ enum status learn_run(const struct learn_request *request, struct learn_report *
   enum status status = run_inputs_open_model(&run.in, request, err);
   if (status != STATUS_OK) goto out;
   report->settings = run.in.settings;
+  report->budget = run.in.budget;
   report->plan = learn_plan_make(run.in.model, &run.in.settings, run.in.skip,
                                  request->prior_count ? 0 : run.in.calibration_tokens);
   say_plan(report);
+  say_budget(request, report);
   if (request->dry_run) goto out;
   status = run_inputs_open_data(&run.in, err);
   if (status == STATUS_OK) status = work(&run, err);

@@ -8,7 +8,7 @@
 #define TSR_LEARN_RUN_H
 
 #include "io/json.h"
-#include "learn/plan.h"
+#include "learn/budget.h"
 #include "learn/prior.h"
 
 struct learn_request {
@@ -18,6 +18,7 @@ struct learn_request {
   int prior_count;
   const char *skip[PRUNE_SKIP_MAX];
   int skip_count;
+  double budget_seconds;      /* above 0 in place of settings.tokens: learn/budget.h */
   int64_t calibration_tokens; /* 0 = by the budget */
   double checkpoint_seconds;
   bool resume, force, dry_run, tfevents;
@@ -26,6 +27,7 @@ struct learn_request {
 struct learn_report {
   struct learn_settings settings; /* resolved */
   struct learn_plan plan;
+  struct learn_budget budget; /* zero unless a time was given and measured */
   bool dry_run, finished_before;
   int64_t step, best_step;
   double dense_loss, prior_loss, best_loss; /* held-out, nats per token */

@@ -105,6 +105,17 @@ enum status run_directory_enter(struct run_directory *d, const char *path, bool 
   return status;
 }
 
+int64_t run_directory_tokens(const char *path) {
+  struct error err;
+  char *config = path_join(path, "config.json");
+  json_t *was = file_exists(config) ? json_read_file(config, CONFIG_BYTES_MAX, &err) : NULL;
+  const json_t *settings = json_object_get(json_object_get(was, "identity"), "settings");
+  int64_t tokens = json_integer_value(json_object_get(settings, "tokens"));
+  json_decref(was);
+  free(config);
+  return tokens > 0 ? tokens : 0;
+}
+
 void run_directory_leave(struct run_directory *d) {
   if (d->locked) file_lock_release(&d->lock);
   free(d->path);

@@ -243,6 +243,41 @@ static void nothing_is_written_by_a_dry_run(void **state) {
   assert_false(file_exists(scratch_path("dry")));
 }
 
+static int learn_budget(const char *spend, const char *run, const char *more) {
+  return run_command(output, sizeof output,
+                     "%s learn %s --mode joint --sparsity 35%% --data %s %s --window 16 --batch 4 "
+                     "--micro 2 --tile 8 --calib-tokens 64 --heldout-windows 2 --evaluations 1 "
+                     "--out %s %s",
+                     program(), model, text, spend, run, more);
+}
+
+/* A budget of time is a number of tokens from the start on, for a run that goes on, too. */
+static void time_becomes_tokens(void **state) {
+  char spend[64];
+  if (learn_budget("--budget 2s", scratch_path("timed"), "")) fail_msg("%s", output);
+  assert_non_null(strstr(output, "tokens/s"));
+  json_t *config = json_read_file(in("timed", "config.json"), 1 << 20, &err);
+  const json_t *settings = json_object_get(json_object_get(config, "identity"), "settings");
+  long long tokens = json_integer_value(json_object_get(settings, "tokens"));
+  assert_true(tokens >= 64 && tokens % 64 == 0);
+  json_decref(config);
+  snprintf(spend, sizeof spend, "--tokens %lld", tokens);
+  if (learn_budget(spend, scratch_path("counted"), "")) fail_msg("%s", output);
+  same_files(in("timed", "mask.safetensors"), in("counted", "mask.safetensors"));
+  /* a run that was killed before its first checkpoint has its settings and nothing else */
+  run_command(NULL, 0, "mkdir %s && cp %s/config.json %s", scratch_path("early"),
+              scratch_path("timed"), scratch_path("early"));
+  if (learn_budget("--budget 2h", scratch_path("early"), "--resume")) fail_msg("%s", output);
+  assert_non_null(strstr(output, "does not change them"));
+  same_files(in("timed", "mask.safetensors"), in("early", "mask.safetensors"));
+  assert_int_equal(learn_budget("--budget 5m --tokens 64", scratch_path("both"), ""), STATUS_USAGE);
+  assert_int_equal(learn_budget("--budget 5x", scratch_path("both"), ""), STATUS_USAGE);
+  assert_int_equal(learn_budget("--budget -5", scratch_path("both"), ""), STATUS_USAGE);
+  assert_int_equal(learn_budget("--budget 0.000001s", scratch_path("both"), ""), STATUS_USAGE);
+  assert_non_null(strstr(output, "too short"));
+  assert_int_equal(learn_budget("", scratch_path("both"), ""), STATUS_USAGE);
+}
+
 static void weights_that_are_no_numbers(void **state) {
   struct safetensors *file;
   const char *kept = scratch_path("kept.safetensors"), *weights = in("model", "model.safetensors");
@@ -288,6 +323,7 @@ int main(void) {
       cmocka_unit_test(event_files_are_written_when_asked_for),
       cmocka_unit_test(wrong_usage),
       cmocka_unit_test(nothing_is_written_by_a_dry_run),
+      cmocka_unit_test(time_becomes_tokens),
       cmocka_unit_test(weights_that_are_no_numbers),
       cmocka_unit_test(priors_from_files),
   };
