@@ -207,11 +207,11 @@ struct masks {
 };
 static void run_sample(void *ctx) {
   struct masks *m = ctx;
-  mask_sample(&m->s, m->w, m->out);
+  mask_sample(&m->s, m->w, DTYPE_F32, m->out);
 }
 static void run_mask_backward(void *ctx) {
   struct masks *m = ctx;
-  mask_backward(&m->s, m->w, m->dw, 0.1f, false, m->gradient, m->dtile);
+  mask_backward(&m->s, m->w, m->dw, 0.1f, false, m->gradient, m->dtile, DTYPE_F32, NULL);
 }
 static void run_squares(void *ctx) {
   struct masks *m = ctx;

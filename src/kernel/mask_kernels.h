@@ -29,9 +29,9 @@ struct mask_kernels {
   /* out = w M over (blocks, 64); the sum of squares of out. */
   double (*sample)(const struct mask_row *row, const float *w, float *out);
   /* dlogits (blocks, 5, 16) written or added to, NULL in fixed-code rows; dtile (blocks, 16) +=
-   * each group's sum of dM * (1 - M24). */
+   * each group's sum of dM * (1 - M24); out (blocks, 64) as in sample, or NULL. */
   void (*backward)(const struct mask_row *row, const float *w, const float *dw, float decay,
-                   bool accumulate, float *dlogits, float *dtile);
+                   bool accumulate, float *dlogits, float *dtile, float *out);
   double (*gradient_squares)(const float *gradient, int64_t blocks);
   void (*adamw)(const struct mask_adamw_factors *f, int64_t blocks, const float *gradient,
                 float *logits, float *first, float *second);

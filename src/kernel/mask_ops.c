@@ -37,7 +37,8 @@ struct pass {
   struct strips strips;
   float bias[(MASK_STORED + 1) * MASK_BLOCK];
   bool ragged; /* the last group has fewer than four columns */
-  float *out;
+  enum dtype out_dtype;
+  void *out;
   const float *dw;
   float decay;
   bool accumulate;
@@ -136,10 +137,24 @@ static struct mask_row row_make(const struct pass *p, int64_t row, const struct 
   return r;
 }
 
+/* Where a kernel puts a row of w M: in place, or in scratch until it is rounded or cut. */
+static float *out_room(const struct pass *p, int64_t row, const struct strip_scratch *t) {
+  bool in_place = p->out_dtype == DTYPE_F32 && p->s->cols % BLOCK_COLS == 0;
+  return in_place ? (float *)p->out + row * p->s->cols : t->out;
+}
+
+static void put_out(const struct pass *p, int64_t row, const float *made) {
+  const int64_t cols = p->s->cols, at = row * cols;
+  if (p->out_dtype == DTYPE_BF16)
+    kernel_table()->bf16.round(made, cols, (uint16_t *)p->out + at);
+  else if (made != (const float *)p->out + at)
+    memcpy((float *)p->out + at, made, (size_t)cols * sizeof(float));
+}
+
 static void sample_item(void *ctx, int64_t item, int worker) {
   const struct pass *p = ctx;
   (void)worker;
-  int64_t first, end, cols = p->s->cols;
+  int64_t first, end;
   strip_rows(p, item, &first, &end);
   p->part[item] = 0;
   if (first >= end) return;
@@ -148,10 +163,9 @@ static void sample_item(void *ctx, int64_t item, int worker) {
   for (int64_t row = first; row < end; row++) {
     struct mask_row r = row_make(p, row, &t);
     const float *w = padded_weights(p, row, t.w);
-    bool whole = cols % BLOCK_COLS == 0;
-    float *out = p->out + row * cols;
-    p->part[item] += kernel_table()->mask.sample(&r, w, whole ? out : t.out);
-    if (!whole) memcpy(out, t.out, (size_t)cols * sizeof(float));
+    float *out = out_room(p, row, &t);
+    p->part[item] += kernel_table()->mask.sample(&r, w, out);
+    put_out(p, row, out);
   }
 }
 
@@ -160,8 +174,11 @@ static void *part_scratch(int64_t count) {
   return kernel_scratch(SCRATCH_LINEAR, (size_t)(2 * count));
 }
 
-double mask_sample(const struct mask_source *source, struct matrix_view w, float *out) {
+double mask_sample(const struct mask_source *source, struct matrix_view w, enum dtype out_dtype,
+                   void *out) {
   struct pass p = pass_make(source, w);
+  INVARIANT(out_dtype == DTYPE_F32 || out_dtype == DTYPE_BF16);
+  p.out_dtype = out_dtype;
   p.out = out;
   p.part = part_scratch(p.strips.count);
   parallel_for(p.strips.count, sample_item, &p);
@@ -190,7 +207,9 @@ static void backward_item(void *ctx, int64_t item, int worker) {
     const float *w = padded_weights(p, row, t.w);
     const float *dw = padded_floats(p->dw + row * cols, cols, t.dw);
     float *dlogits = s->logits ? p->dlogits + mask_logit_index(cols, row, 0, 0) : NULL;
-    kernel_table()->mask.backward(&r, w, dw, p->decay, p->accumulate, dlogits, t.dtile);
+    float *out = p->out ? out_room(p, row, &t) : NULL;
+    kernel_table()->mask.backward(&r, w, dw, p->decay, p->accumulate, dlogits, t.dtile, out);
+    if (out) put_out(p, row, out);
   }
   gather_tiles(s, t.dtile, p->part + item * tile_cols_of(s));
 }
@@ -204,8 +223,12 @@ static void reduce_tiles(const struct pass *p, double *dtile) {
 }
 
 void mask_backward(const struct mask_source *source, struct matrix_view w, const float *dw,
-                   float decay, bool accumulate, float *dlogits, double *dtile) {
+                   float decay, bool accumulate, float *dlogits, double *dtile,
+                   enum dtype out_dtype, void *out) {
   struct pass p = pass_make(source, w);
+  INVARIANT(!out || out_dtype == DTYPE_F32 || out_dtype == DTYPE_BF16);
+  p.out_dtype = out_dtype;
+  p.out = out;
   p.dw = dw;
   p.decay = decay;
   p.accumulate = accumulate;

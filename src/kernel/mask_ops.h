@@ -51,15 +51,21 @@ struct mask_source {
   uint32_t key[2], tensor, draw;
 };
 
-/* out = w * M, (rows, cols); w (rows, cols) of a native dtype. Returns the sum of (w M)^2. */
-double mask_sample(const struct mask_source *source, struct matrix_view w, float *out);
+/* out = w * M, (rows, cols) of out_dtype: f32, or bf16 rounded to nearest even, which is what a
+ * product of bf16 operands would round it to. w (rows, cols) of a native dtype. Returns the sum of
+ * (w M)^2 before rounding. */
+double mask_sample(const struct mask_source *source, struct matrix_view w, enum dtype out_dtype,
+                   void *out);
 
 /* The gradients of the logits and of T, from dw (rows, cols), the gradient of out:
  * dM = dw * w + decay * w^2 * M, where decay is twice the factor of the sum of (w M)^2 in the loss.
  * dlogits (rows, blocks, 5, 16), not touched in fixed-code sources; dtile (tile rows, tile cols) =
- * sum of dM * (1 - M24), not touched when tile_soft is NULL. Overwritten, or added to. */
+ * sum of dM * (1 - M24), not touched when tile_soft is NULL. Overwritten, or added to.
+ * out, unless NULL, gets what mask_sample gives, bit for bit: the backward pass makes the noise
+ * once for both. */
 void mask_backward(const struct mask_source *source, struct matrix_view w, const float *dw,
-                   float decay, bool accumulate, float *dlogits, double *dtile);
+                   float decay, bool accumulate, float *dlogits, double *dtile,
+                   enum dtype out_dtype, void *out);
 
 /* The candidate with the largest logit of each group (the first on ties) as a code: codes (rows,
  * ceil(cols / 8)). Returns how many groups changed. */

@@ -18,6 +18,7 @@ struct learn_site {
   struct group_logits groups; /* joint and maskllm */
   int64_t first_tile;         /* of this linear in learner.tiles */
   double weight_squares;      /* ||W||^2 */
+  double masked_squares;      /* sum of (w M)^2 in the sample of the forward pass at hand */
 };
 
 struct learner {
@@ -32,10 +33,10 @@ struct learner {
   int64_t step;                        /* steps done */
 
   struct model_workspace *workspace;
-  float *masked, *gradient;           /* (largest linear) W * M and dL/d(W * M) */
+  float *masked;                      /* (largest linear) W * M, f32, or bf16 in its front half */
+  float *gradient;                    /* (largest linear) dL/d(W * M) */
   struct linear_weight masked_weight; /* what the tap answers with */
   int formed;                         /* the site whose W * M is in `masked`, -1 = none */
-  double formed_squares;              /* sum of its (w M)^2 */
   double mask_seconds;                /* spent on masks in this step */
   int32_t *ids;                       /* (micro, window) */
 

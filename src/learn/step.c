@@ -29,13 +29,18 @@ static struct mask_source site_source(const struct learner *l, const struct lear
   };
 }
 
-/* W * M of the current sample in l->masked. The first linear of the backward pass is the last of
- * the forward pass, so it is often there already. */
-static void form_masked(struct learner *l, const struct learn_site *s) {
+/* W * M is made in what the products round it to. */
+static enum dtype masked_dtype(const struct learner *l) {
+  return l->settings.precision == PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
+}
+
+/* W * M of the current sample in l->masked: in the forward pass, for in the backward pass it is a
+ * by-product of the masks' gradients. */
+static void form_masked(struct learner *l, struct learn_site *s) {
   if (l->formed == s->site->index) return;
   const struct mask_source source = site_source(l, s);
   const double start = clock_seconds();
-  l->formed_squares = mask_sample(&source, s->site->weight.dense, l->masked);
+  s->masked_squares = mask_sample(&source, s->site->weight.dense, masked_dtype(l), l->masked);
   l->formed = s->site->index;
   l->mask_seconds += clock_seconds() - start;
 }
@@ -48,10 +53,11 @@ static struct learn_site *learned_site(struct learner *l, const struct linear_si
 static const struct linear_weight *soft_weight(void *ctx, const struct linear_site *site,
                                                enum tap_pass pass) {
   struct learner *l = ctx;
-  const struct learn_site *s = learned_site(l, site);
+  struct learn_site *s = learned_site(l, site);
   if (!s) return NULL;
   form_masked(l, s);
-  l->masked_weight.dense = (struct matrix_view){l->masked, DTYPE_F32, s->mask.rows, s->mask.cols};
+  l->masked_weight.dense =
+      (struct matrix_view){l->masked, masked_dtype(l), s->mask.rows, s->mask.cols};
   return &l->masked_weight;
 }
 
@@ -59,7 +65,7 @@ static const struct linear_weight *soft_weight(void *ctx, const struct linear_si
  * by that sum, which is what (w M) is multiplied with in the gradient. Adds this linear's part of R
  * to the step's value. */
 static float regularizer_slope(struct learner *l, const struct learn_site *s) {
-  const double weight = l->regularizer_weight, kept = l->formed_squares, norm = sqrt(kept);
+  const double weight = l->regularizer_weight, kept = s->masked_squares, norm = sqrt(kept);
   const double share = (double)l->settings.micro / (double)l->settings.batch;
   const double norms = learn_uses_tiles(&l->settings) ? l->weight_norms : 1;
   switch (l->settings.regularizer) {
@@ -81,10 +87,7 @@ static void take_gradient(void *ctx, const struct linear_site *site, const float
   struct learn_site *s = learned_site(l, site);
   if (!s) return;
   float slope = 0;
-  if (l->regularizer_weight != 0) {
-    form_masked(l, s);
-    slope = regularizer_slope(l, s);
-  }
+  if (l->regularizer_weight != 0) slope = regularizer_slope(l, s);
   linear_backward_weight(dy, x, tokens, s->mask.rows, s->mask.cols,
                          (enum precision)l->settings.precision, l->gradient, false);
   const struct mask_source source = site_source(l, s);
@@ -93,7 +96,8 @@ static void take_gradient(void *ctx, const struct linear_site *site, const float
   const double start = clock_seconds();
   /* the first micro-batch of a step overwrites what the last step left */
   mask_backward(&source, site->weight.dense, l->gradient, slope, l->micro > 0, s->groups.gradient,
-                soft_gradient);
+                soft_gradient, masked_dtype(l), l->masked);
+  l->formed = site->index;
   l->mask_seconds += clock_seconds() - start;
 }
 

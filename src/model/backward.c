@@ -7,14 +7,15 @@
 
 #include "model/internal.h"
 
-/* dx = dy W (or +=) for one of the block's linears, and (x, dy) to the tap. */
+/* (x, dy) of one of the block's linears to the tap, and dx = dy W (or +=). In this order, so that a
+ * tap whose weights are made on the fly can make them along with what it takes from (x, dy). */
 static void pull_back(const struct block_run *run, enum site_role role, const float *x,
                       const float *dy, float *dx, bool accumulate) {
   const struct linear_site *site = &run->model->sites[model_block_site(run->layer) + (int)role];
   int64_t tokens = shape_tokens(run->shape);
+  if (run->tap && run->tap->gradient) run->tap->gradient(run->tap->ctx, site, x, dy, tokens);
   linear_backward_input(block_weight(run, site, TAP_BACKWARD), dy, tokens, run->ws->precision, dx,
                         accumulate);
-  if (run->tap && run->tap->gradient) run->tap->gradient(run->tap->ctx, site, x, dy, tokens);
 }
 
 /* The gradient of a half's output, which the norm behind it has changed (sandwich_norms). */

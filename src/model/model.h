@@ -41,7 +41,7 @@ struct tap {
   /* Before the product: x (tokens, cols). Once a pass: the second forward of a checkpointed block
    * does not show its inputs again. */
   void (*input)(void *ctx, const struct linear_site *site, const float *x, int64_t tokens);
-  /* In the backward pass, before or after dx is formed: x (tokens, cols), dy (tokens, rows). */
+  /* In the backward pass, before the weight is asked for: x (tokens, cols), dy (tokens, rows). */
   void (*gradient)(void *ctx, const struct linear_site *site, const float *x, const float *dy,
                    int64_t tokens);
 };

@@ -128,7 +128,7 @@ static double plain_group_loss(const struct problem *p, int64_t row, int64_t gro
 
 static void check_sample(struct problem *p) {
   const struct mask_source *s = &p->s;
-  double energy = mask_sample(s, p->view, p->out), want_energy = 0;
+  double energy = mask_sample(s, p->view, DTYPE_F32, p->out), want_energy = 0;
   for (int64_t r = 0; r < s->rows; r++)
     for (int64_t g = 0; g < p->groups; g++) {
       double m[4], tile = 0;
@@ -184,23 +184,40 @@ static void check_tile_slopes(struct problem *p, float decay) {
   }
 }
 
+/* The backward pass gives w M as well, with the sample's bits; in bf16 both round them. */
+static void check_by_product(struct problem *p) {
+  int64_t count = p->s.rows * p->s.cols;
+  float *again = zeroed((size_t)count, 4);
+  uint16_t *half = zeroed((size_t)count, 2), *half_again = zeroed((size_t)count, 2);
+  mask_sample(&p->s, p->view, DTYPE_F32, p->out);
+  mask_backward(&p->s, p->view, p->dw, 0.3f, false, p->dlogits, p->dtile, DTYPE_F32, again);
+  assert_memory_equal(again, p->out, (size_t)count * 4);
+  mask_sample(&p->s, p->view, DTYPE_BF16, half);
+  mask_backward(&p->s, p->view, p->dw, 0.3f, false, p->dlogits, p->dtile, DTYPE_BF16, half_again);
+  assert_memory_equal(half, half_again, (size_t)count * 2);
+  for (int64_t i = 0; i < count; i++) /* hardware takes what is denormal for zero */
+    assert_true(half[i] == bf16_from_f32(p->out[i]) || fabsf(p->out[i]) < 1e-37f);
+  free(again), free(half), free(half_again);
+}
+
 static void check_problem(int64_t rows, int64_t cols, int64_t tile, enum mode mode,
                           enum dtype dtype) {
   struct problem p = problem_make(rows, cols, tile, mode, dtype);
   const float decay = 0.3f;
   check_sample(&p);
-  mask_backward(&p.s, p.view, p.dw, decay, false, p.dlogits, p.dtile);
+  mask_backward(&p.s, p.view, p.dw, decay, false, p.dlogits, p.dtile, DTYPE_F32, NULL);
   if (p.s.logits) check_logit_slopes(&p, decay);
   if (p.s.tile_soft) check_tile_slopes(&p, decay);
   /* adding the same once more doubles all */
   float *once = zeroed((size_t)mask_logit_count(rows, cols), 4);
   memcpy(once, p.dlogits, (size_t)mask_logit_count(rows, cols) * 4);
   double tile_once = p.dtile[0];
-  mask_backward(&p.s, p.view, p.dw, decay, true, p.dlogits, p.dtile);
+  mask_backward(&p.s, p.view, p.dw, decay, true, p.dlogits, p.dtile, DTYPE_F32, NULL);
   for (int64_t i = 0; i < mask_logit_count(rows, cols); i++)
     assert_true(p.dlogits[i] == 2 * once[i]);
   assert_true(p.dtile[0] == 2 * tile_once);
   free(once);
+  check_by_product(&p);
   p.s.noise = false;
   check_sample(&p);
   problem_free(&p);
@@ -228,8 +245,8 @@ static void sharp_case(void) {
   p.s.kappa = 500;
   p.s.tau = 0.05f;
   for (int64_t i = 0; i < mask_logit_count(16, 128); i++) p.logits[i] *= 100;
-  mask_sample(&p.s, p.view, p.out);
-  mask_backward(&p.s, p.view, p.dw, 0, false, p.dlogits, p.dtile);
+  mask_sample(&p.s, p.view, DTYPE_F32, p.out);
+  mask_backward(&p.s, p.view, p.dw, 0, false, p.dlogits, p.dtile, DTYPE_F32, NULL);
   for (int64_t i = 0; i < 16 * 128; i++) assert_true(isfinite(p.out[i]));
   for (int64_t i = 0; i < mask_logit_count(16, 128); i++) assert_true(isfinite(p.dlogits[i]));
   volatile float small = 1e-38f;
@@ -366,8 +383,8 @@ static void thread_case(void) {
     parallel_set_threads(threads);
     struct problem p = problem_make(300, 260, 64, JOINT, DTYPE_BF16);
     struct problem *x = threads == 1 ? &first : &p;
-    double sum = mask_sample(&x->s, x->view, x->out);
-    mask_backward(&x->s, x->view, x->dw, 0.1f, false, x->dlogits, x->dtile);
+    double sum = mask_sample(&x->s, x->view, DTYPE_F32, x->out);
+    mask_backward(&x->s, x->view, x->dw, 0.1f, false, x->dlogits, x->dtile, DTYPE_F32, NULL);
     if (threads == 1) energy = sum;
     assert_true(sum == energy);
     if (threads > 1) {

@@ -134,10 +134,11 @@ static void masks_and_gradients_match_pytorch(void **state) {
     assert_true(largest_difference(c.tiles_state.soft, t, (size_t)c.tiles) < 1e-6);
     assert_true(fabs(tiles_density(&c.tiles_state) - number(json, "expected_density")) < 1e-6);
     float *out = mem_alloc(n, sizeof *out, &err);
-    mask_sample(&c.source, c.view, out);
+    mask_sample(&c.source, c.view, DTYPE_F32, out);
     for (size_t k = 0; k < n; k++) mask[k] *= c.w[k];
     assert_true(largest_difference(out, mask, n) < 2e-5);
-    mask_backward(&c.source, c.view, c.dw, 0, true, c.g.gradient, c.tiles_state.soft_gradient);
+    mask_backward(&c.source, c.view, c.dw, 0, true, c.g.gradient, c.tiles_state.soft_gradient,
+                  DTYPE_F32, NULL);
     tiles_backward(&c.tiles_state, DENSITY_SOFT, 0);
     check_gradients(&c, json_object_get(json, "lm"));
     mem_free(t);
@@ -157,7 +158,7 @@ static void regularizers_match_pytorch(void **state) {
       struct golden_case c;
       case_open(&c, json);
       int64_t n = c.rows * c.cols;
-      double kept = mask_sample(&c.source, c.view, c.dw), all = 0;
+      double kept = mask_sample(&c.source, c.view, DTYPE_F32, c.dw), all = 0;
       for (int64_t k = 0; k < n; k++) all += (double)c.w[k] * c.w[k];
       memset(c.dw, 0, (size_t)n * sizeof *c.dw);
       const double value[] = {kept / all, sqrt(kept / all), kept};
@@ -165,7 +166,7 @@ static void regularizers_match_pytorch(void **state) {
       const json_t *term = json_object_get(json, names[which]);
       assert_true(fabs(value[which] / number(term, "value") - 1) < 1e-5);
       mask_backward(&c.source, c.view, c.dw, (float)slope[which], true, c.g.gradient,
-                    c.tiles_state.soft_gradient);
+                    c.tiles_state.soft_gradient, DTYPE_F32, NULL);
       tiles_backward(&c.tiles_state, DENSITY_SOFT, 0);
       check_gradients(&c, term);
       case_close(&c);

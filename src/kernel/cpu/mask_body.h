@@ -169,7 +169,7 @@ INLINE void logit_gradients(const struct sampler *s, const vf y[SIX], const vf m
 }
 
 static void backward(const struct mask_row *row, const float *w, const float *dw, float decay,
-                     bool accumulate, float *dlogits, float *dtile) {
+                     bool accumulate, float *dlogits, float *dtile, float *out) {
   const struct sampler s = sampler_make(row);
   unsigned mode = flush_begin();
   for (int64_t group = 0; group < row->blocks * LANES; group += VL) {
@@ -180,6 +180,7 @@ static void backward(const struct mask_row *row, const float *w, const float *dw
     for (int i = 0; i < GROUP; i++) {
       vf weight = vf_load_quads(w + GROUP * (group + i), GROUP);
       vf d = vf_load_quads(dw + GROUP * (group + i), GROUP);
+      if (out) vf_store_quads(out + GROUP * (group + i), GROUP, vf_mul(weight, mask[i]));
       d = vf_fma(vf_mul(vf_set(decay), weight), mask[i], d);
       dm[i] = vf_mul(weight, d);
     }

@@ -72,13 +72,14 @@ static void group_logit_gradient(const struct mask_row *row, int64_t group, cons
 }
 
 static void backward(const struct mask_row *row, const float *w, const float *dw, float decay,
-                     bool accumulate, float *dlogits, float *dtile) {
+                     bool accumulate, float *dlogits, float *dtile, float *out) {
   double y[SPARSE_CANDIDATES], m[GROUP], dm24[GROUP];
   for (int64_t g = 0; g < row->blocks * LANES; g++) {
     double tile = row->tile[g], dt = 0;
     group_mask(row, g, y, m);
     for (int c = 0; c < GROUP; c++) {
       double weight = w[GROUP * g + c], mask = tile + (1 - tile) * m[c];
+      if (out) out[GROUP * g + c] = (float)(weight * mask);
       double dm = weight * (dw[GROUP * g + c] + decay * weight * mask);
       dt += dm * (1 - m[c]);
       dm24[c] = dm * (1 - tile);
