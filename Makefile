@@ -75,6 +75,12 @@ fuzz: check-tools
 compare: all
 	@tools/compare.sh
 
+# Compiles the GPU kernels for every supported card (no card needed), fails on spilled registers, and
+# rewrites results/cuda_kernels.csv. NVCC names the compiler.
+cuda-check:
+	@tools/cuda_check.sh
+.PHONY: cuda-check
+
 # Appends to the ledgers under results/ what this machine gives now. PYTHON needs torch and
 # transformers for the comparison of learning speed.
 PYTHON ?= python3

@@ -13,8 +13,8 @@
 #include "sparse/fragment_layout.h"
 #include "sparse/hybrid.h"
 
-/* Tile numbers are 16 bits wide. */
-enum { FRAGMENT_COLS_MAX = 65536 * FRAGMENT_TILE_COLS };
+/* Tile numbers and counts are 16 bits wide. */
+enum { FRAGMENT_COLS_MAX = 65535 * FRAGMENT_TILE_COLS };
 
 struct fragment_strip {
   uint64_t offset;       /* bytes from `tiles` to the strip's first tile */

@@ -71,8 +71,8 @@ static void includes_keep_to_the_tour(void **state) {
   assert_true(room_count > 5);
   int found = 0, files = 0;
   for (int r = 0; r < room_count; r++) {
-    static const char *const patterns[] = {"src/%s/*.[ch]", "src/%s/*/*.[ch]"};
-    for (int p = 0; p < 2; p++) {
+    static const char *const patterns[] = {"src/%s/*.[ch]", "src/%s/*/*.[ch]", "src/%s/*/*.cu"};
+    for (int p = 0; p < 3; p++) {
       char pattern[128];
       glob_t matches;
       snprintf(pattern, sizeof pattern, patterns[p], rooms[r].name);
@@ -84,6 +84,17 @@ static void includes_keep_to_the_tour(void **state) {
   }
   assert_true(files > 20);
   assert_int_equal(found, 0);
+}
+
+/* CUDA's headers are seen in kernel/cuda alone. */
+static void cuda_keeps_to_its_room(void **state) {
+  (void)state;
+  char output[4096];
+  run_command(output, sizeof output, "grep -rlE '#include <(cuda|cublas|cusparse)' %s",
+              source_path("src"));
+  char *save = NULL;
+  for (char *line = strtok_r(output, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+    if (!strstr(line, "/src/kernel/cuda/")) fail_msg("%s includes a header of CUDA", line);
 }
 
 static void every_room_is_in_the_tour(void **state) {
@@ -103,6 +114,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(includes_keep_to_the_tour),
       cmocka_unit_test(every_room_is_in_the_tour),
+      cmocka_unit_test(cuda_keeps_to_its_room),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,112 @@
+/* An emulator for GPU kernels: the vocabulary of src/kernel/cuda/simt_ptx.h on the host.
+ *
+ * A test includes this header and then a kernel's body, which is thus compiled as C. Each CUDA
+ * thread is a fiber with a stack of its own; instructions of a whole warp (mma, ldmatrix, accesses
+ * to shared memory) and barriers are meeting points. Blocks run one after the other, in any order
+ * that the test asks for. What the hardware would let pass in silence, or punish at random, ends
+ * the launch with a sentence:
+ *   - lanes of a warp at different instructions, threads that never reach a barrier
+ *   - shared memory: out of bounds, misaligned, never written, read before an asynchronous copy was
+ *     waited for, written and read by different threads without a barrier between
+ *   - global memory: outside the buffers that the test declared, misaligned, written where only
+ *     reading is allowed
+ *   - metadata of mma.sp that is not ordered
+ * Bank conflicts and the bytes moved are counted. What it cannot see: the order of memory between
+ * blocks (a missing fence), timing, and rounding inside the tensor cores. */
+#ifndef TSR_TESTS_SIMT_H
+#define TSR_TESTS_SIMT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tensor/dtype.h"
+
+/* --- for tests --- */
+
+enum { SIMT_WARP = 32, SIMT_THREADS_MAX = 256, SIMT_SHARED_MAX = 227 << 10, SIMT_BUFFERS_MAX = 16 };
+
+struct simt_buffer {
+  const void *data;
+  size_t bytes;
+  bool writable;
+};
+
+struct simt_launch {
+  uint32_t blocks, threads, shared_bytes;
+  uint32_t order; /* of blocks: 0 ascending, 1 descending, else the seed of a shuffle; warps within
+                     a block take turns in an order drawn from it as well */
+  struct simt_buffer buffers[SIMT_BUFFERS_MAX];
+  size_t buffer_count;
+};
+
+struct simt_report {
+  bool failed;
+  char text[300];          /* what went wrong first, where */
+  uint64_t bank_conflicts; /* extra passes over shared memory */
+  uint64_t mma_dense, mma_sparse;
+  uint64_t copied_bytes; /* read from global memory by asynchronous copies */
+  uint64_t shared_bytes; /* read from and written to shared memory by all but these copies */
+};
+
+/* Declares memory that the kernel may touch. */
+void simt_buffer(struct simt_launch *launch, const void *data, size_t bytes, bool writable);
+/* Runs kernel(args) on all blocks, up to the first failure. Skips the test under the thread
+ * sanitizer and under valgrind, which cannot follow the fibers. */
+void simt_run(const struct simt_launch *launch, void (*kernel)(const void *args), const void *args,
+              struct simt_report *report);
+
+/* --- the vocabulary --- */
+
+#define DEVICE static inline
+#define UNROLL
+#define KERNEL(name, body, threads, type) \
+  static void name(const void *args) { body((const type *)args); }
+
+struct words4 {
+  uint32_t w[4];
+};
+
+uint32_t thread_index(void);
+uint32_t block_index(void);
+static inline uint32_t shared_base(void) { return 0; }
+
+/* The line of the call tells whether all lanes are at the same instruction. */
+uint32_t simt_shared_load4(uint32_t address, int line);
+struct words4 simt_shared_load16(uint32_t address, int line);
+void simt_shared_store4(uint32_t address, uint32_t value, int line);
+struct words4 simt_load_matrices(uint32_t address, int line);
+void simt_async_copy16(uint32_t to, const void *from, uint32_t bytes, int line);
+void simt_barrier(int line);
+void simt_mma_dense(float d[4], const struct words4 *a, uint32_t b0, uint32_t b1, int line);
+void simt_mma_sparse(float d[4], const struct words4 *a, const struct words4 *b, uint32_t meta,
+                     int selector, int line);
+#define shared_load4(address) simt_shared_load4(address, __LINE__)
+#define shared_load16(address) simt_shared_load16(address, __LINE__)
+#define shared_store4(address, value) simt_shared_store4(address, value, __LINE__)
+#define load_matrices(address) simt_load_matrices(address, __LINE__)
+#define async_copy16(to, from, bytes) simt_async_copy16(to, from, bytes, __LINE__)
+#define block_barrier() simt_barrier(__LINE__)
+#define mma_dense(d, a, b0, b1) simt_mma_dense(d, a, b0, b1, __LINE__)
+#define mma_sparse_low(d, a, b, meta) simt_mma_sparse(d, a, b, meta, 0, __LINE__)
+#define mma_sparse_high(d, a, b, meta) simt_mma_sparse(d, a, b, meta, 1, __LINE__)
+
+void async_commit(void);
+void async_wait(uint32_t pending);
+static inline void memory_fence(void) {}
+
+void simt_check_global(const void *pointer, size_t bytes, bool write);
+#define global_load(pointer) (simt_check_global(pointer, sizeof *(pointer), false), *(pointer))
+#define global_load_fresh(pointer) global_load(pointer)
+#define global_store(pointer, value) \
+  (simt_check_global(pointer, sizeof *(pointer), true), *(pointer) = (value))
+static inline uint32_t global_add(uint32_t *counter, uint32_t value) {
+  const uint32_t before = global_load(counter);
+  global_store(counter, before + value);
+  return before;
+}
+
+static inline uint16_t bf16_round(float x) { return bf16_from_f32(x); }
+static inline float bf16_widen(uint16_t x) { return bf16_to_f32(x); }
+
+#endif
