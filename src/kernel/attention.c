@@ -20,25 +20,6 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-/* Offsets of the first element of a row. */
-static int64_t q_at(const struct attention *x, int64_t sequence, int64_t row, int64_t head) {
-  return (sequence * x->s.q_length + row) * x->q_step + head * x->s.head_dim;
-}
-static int64_t kv_at(const struct attention *x, int64_t sequence, int64_t row, int64_t head) {
-  return (sequence * x->s.kv_length + row) * x->kv_step + head * x->s.head_dim;
-}
-static int64_t lse_at(const struct attention *x, int64_t sequence, int64_t row, int64_t head) {
-  return (sequence * x->s.heads + head) * x->s.q_length + row;
-}
-
-/* Keys that query row `row` sees: [low, high). */
-static int64_t visible_low(const struct attention *x, int64_t row) {
-  return x->s.window > 0 ? most(0, x->s.q_start + row + 1 - x->s.window) : 0;
-}
-static int64_t visible_high(const struct attention *x, int64_t row) {
-  return least(x->s.kv_length, x->s.q_start + row + 1);
-}
-
 /* --- blocks --- */
 
 /* Packs rows (count, n; leading dimension ld) as B of a product over n: (panels, n, tile_cols). */
@@ -98,8 +79,8 @@ static void forward_rows(const struct attention *x, const struct forward_scratch
   const struct kernel_table *table = kernel_table();
   for (int64_t i = 0; i < rows; i++) {
     float *scores = f->scores + i * KEY_BLOCK;
-    int64_t low = most(visible_low(x, row + i) - key, 0);
-    int64_t high = least(visible_high(x, row + i) - key, keys);
+    int64_t low = most(attention_low(x, row + i) - key, 0);
+    int64_t high = least(attention_high(x, row + i) - key, keys);
     if (low >= high) {
       memset(scores, 0, (size_t)keys * sizeof(float));
       continue;
@@ -113,9 +94,9 @@ static void forward_rows(const struct attention *x, const struct forward_scratch
 static void forward_finish(const struct attention *x, int64_t sequence, int64_t head, int64_t row,
                            int64_t rows, const float *max, const float *sum) {
   for (int64_t i = 0; i < rows; i++) {
-    float *out = x->out + q_at(x, sequence, row + i, head);
+    float *out = x->out + attention_q_at(x, sequence, row + i, head);
     kernel_table()->scale(out, x->s.head_dim, 1.0f / sum[i]);
-    if (x->lse) x->lse[lse_at(x, sequence, row + i, head)] = max[i] + logf(sum[i]);
+    if (x->lse) x->lse[attention_lse_at(x, sequence, row + i, head)] = max[i] + logf(sum[i]);
   }
 }
 
@@ -146,16 +127,16 @@ static void forward_item(void *ctx, int64_t item, int worker) {
     f.max[i] = -INFINITY;
     f.sum[i] = 0;
   }
-  int64_t first = visible_low(x, row) / KEY_BLOCK * KEY_BLOCK,
-          end = visible_high(x, row + rows - 1);
+  int64_t first = attention_low(x, row) / KEY_BLOCK * KEY_BLOCK,
+          end = attention_high(x, row + rows - 1);
   for (int64_t key = first; key < end; key += KEY_BLOCK) {
     int64_t keys = least(KEY_BLOCK, end - key);
     if (x->cache)
       pack_cached(x, &f, kv_head, key, keys);
     else
-      pack_plain(x, &f, kv_at(x, sequence, key, kv_head), keys);
+      pack_plain(x, &f, attention_kv_at(x, sequence, key, kv_head), keys);
     for (int64_t g = 0; g < group; g++) {
-      int64_t q = q_at(x, sequence, row, kv_head * group + g);
+      int64_t q = attention_q_at(x, sequence, row, kv_head * group + g);
       block_product(rows, keys, hd, x->q + q, x->q_step, 1, f.k_panels, f.scores, KEY_BLOCK, false);
       if (key == first)
         for (int64_t i = 0; i < rows; i++)
@@ -172,6 +153,10 @@ static void forward_item(void *ctx, int64_t item, int worker) {
 }
 
 void attention_run_forward(const struct attention *x) {
+  if (x->s.precision == PRECISION_BF16) {
+    attention_bf16_forward(x);
+    return;
+  }
   int64_t blocks = (x->s.q_length + QUERY_BLOCK - 1) / QUERY_BLOCK;
   parallel_for(x->s.sequences * x->s.kv_heads * blocks, forward_item, (void *)x);
 }
@@ -220,22 +205,22 @@ static void backward_rows(const struct attention *x, const struct backward_scrat
                           const struct meeting *at) {
   const struct kernel_table *table = kernel_table();
   for (int64_t i = 0; i < at->rows; i++) {
-    int64_t q = q_at(x, at->sequence, at->row + i, at->head);
-    int64_t low = most(visible_low(x, at->row + i) - at->key, 0);
-    int64_t high = least(visible_high(x, at->row + i) - at->key, at->keys);
+    int64_t q = attention_q_at(x, at->sequence, at->row + i, at->head);
+    int64_t low = most(attention_low(x, at->row + i) - at->key, 0);
+    int64_t high = least(attention_high(x, at->row + i) - at->key, at->keys);
     if (low >= high) low = high = 0;
     float delta = table->dot(x->dout + q, x->out_in + q, x->s.head_dim);
-    table->attention_row_backward(b->scores + i * KEY_BLOCK, b->dscores + i * KEY_BLOCK, low, high,
-                                  at->keys, x->s.scale, x->s.softcap,
-                                  x->lse_in[lse_at(x, at->sequence, at->row + i, at->head)], delta);
+    table->attention_row_backward(
+        b->scores + i * KEY_BLOCK, b->dscores + i * KEY_BLOCK, low, high, at->keys, x->s.scale,
+        x->s.softcap, x->lse_in[attention_lse_at(x, at->sequence, at->row + i, at->head)], delta);
   }
 }
 
 static void backward_meeting(const struct attention *x, const struct backward_scratch *b,
                              const struct meeting *at) {
-  int64_t hd = x->s.head_dim, q = q_at(x, at->sequence, at->row, at->head);
-  int64_t kv = kv_at(x, at->sequence, at->key, at->kv_head);
-  bool first_of_rows = at->key == visible_low(x, at->row) / KEY_BLOCK * KEY_BLOCK;
+  int64_t hd = x->s.head_dim, q = attention_q_at(x, at->sequence, at->row, at->head);
+  int64_t kv = attention_kv_at(x, at->sequence, at->key, at->kv_head);
+  bool first_of_rows = at->key == attention_low(x, at->row) / KEY_BLOCK * KEY_BLOCK;
   block_product(at->rows, at->keys, hd, x->q + q, x->q_step, 1, b->k_columns, b->scores, KEY_BLOCK,
                 false);
   block_product(at->rows, at->keys, hd, x->dout + q, x->q_step, 1, b->v_columns, b->dscores,
@@ -259,7 +244,7 @@ static void backward_item(void *ctx, int64_t item, int worker) {
   struct backward_scratch b = backward_scratch_make(x);
   for (at.key = 0; at.key < x->s.kv_length; at.key += KEY_BLOCK) {
     at.keys = least(KEY_BLOCK, x->s.kv_length - at.key);
-    int64_t kv = kv_at(x, at.sequence, at.key, at.kv_head);
+    int64_t kv = attention_kv_at(x, at.sequence, at.key, at.kv_head);
     pack_over_columns(x->k + kv, x->kv_step, at.keys, hd, b.k_columns);
     pack_over_columns(x->v + kv, x->kv_step, at.keys, hd, b.v_columns);
     pack_over_rows(x->k + kv, x->kv_step, at.keys, hd, b.k_rows);
@@ -268,7 +253,7 @@ static void backward_item(void *ctx, int64_t item, int worker) {
       at.head = at.kv_head * group + g;
       for (at.row = at.key / QUERY_BLOCK * QUERY_BLOCK; at.row < x->s.q_length;
            at.row += QUERY_BLOCK) {
-        if (visible_low(x, at.row) >= at.key + at.keys) break;
+        if (attention_low(x, at.row) >= at.key + at.keys) break;
         at.rows = least(QUERY_BLOCK, x->s.q_length - at.row);
         backward_meeting(x, &b, &at);
         at.first_of_keys = false;
@@ -290,5 +275,8 @@ void attention_backward(const struct attention_shape *shape, const float *q, con
   x.dq = dq;
   x.dk = dk;
   x.dv = dv;
-  parallel_for(shape->sequences * shape->kv_heads, backward_item, &x);
+  if (shape->precision == PRECISION_BF16)
+    attention_bf16_backward(&x);
+  else
+    parallel_for(shape->sequences * shape->kv_heads, backward_item, &x);
 }

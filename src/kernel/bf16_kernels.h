@@ -42,6 +42,12 @@ struct bf16_kernels {
                         int64_t step, uint32_t *out);
   /* out = source (n), rounded. */
   void (*round)(const float *source, int64_t n, uint16_t *out);
+  /* attention_row of select.h, with the exponentials rounded and packed as a row of a panel:
+   * element j < n goes to out[j / 32 * BF16_CHUNK + j % 32]. n is a multiple of 32, and scores,
+   * which may be changed, has as many. Where nothing is visible (low >= high) *max and *sum stay,
+   * and 1 is returned. scale > 0. */
+  float (*softmax_row)(float *scores, int64_t low, int64_t high, int64_t n, float scale,
+                       float softcap, float *max, float *sum, uint16_t *out);
 };
 
 #endif

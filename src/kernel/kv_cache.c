@@ -140,8 +140,7 @@ void kv_cache_copy(const struct kv_cache *to, const struct kv_cache *from, int64
   }
 }
 
-/* A block of keys as fp32: out (head_dim, KV_BLOCK). */
-static void widen_keys(const struct kv_cache *c, int64_t head, int64_t position, float *out) {
+void kv_key_block(const struct kv_cache *c, int64_t head, int64_t position, float *out) {
   const float *scales = kv_scales(c, c->key_scales, head, position);
   kernel_table()->kv_widen(c->dtype, kv_keys(c, head, position), c->head_dim * KV_BLOCK, out);
   for (int64_t i = 0; scales && i < c->head_dim * KV_BLOCK; i++) out[i] *= scales[i % KV_BLOCK];
@@ -165,7 +164,7 @@ void kv_key_panels(const struct kv_cache *c, int64_t head, int64_t position, int
   if (width > KV_BLOCK) end = (count + width - 1) / width * width;
   for (int64_t at = 0; at < end; at += KV_BLOCK) {
     if (at < count)
-      widen_keys(c, head, position + at, block);
+      kv_key_block(c, head, position + at, block);
     else
       memset(block, 0, (size_t)(c->head_dim * KV_BLOCK) * sizeof *block);
     place_block(block, c->head_dim, at, width, out);

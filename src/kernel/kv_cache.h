@@ -59,6 +59,8 @@ static inline const float *kv_scales(const struct kv_cache *cache, const float *
  * room for whole panels and whole blocks. */
 void kv_key_panels(const struct kv_cache *cache, int64_t head, int64_t position, int64_t count,
                    int64_t width, float *out);
+/* A block of keys as fp32: out (head_dim, KV_BLOCK). */
+void kv_key_block(const struct kv_cache *cache, int64_t head, int64_t position, float *out);
 /* Values as rows of fp32: out (count, stride). */
 void kv_value_rows(const struct kv_cache *cache, int64_t head, int64_t position, int64_t count,
                    float *out);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "kernel/kv_cache.h"
+#include "kernel/precision.h"
 
 /* y = x / sqrt(mean(x^2) + eps) * (weight + (plus_one ? 1 : 0)), row by row.
  * x, y (rows, n), y may be x; weight (n); inverse (rows) gets 1/sqrt(...) unless NULL. */
@@ -40,6 +41,8 @@ struct attention_shape {
   int64_t heads, kv_heads, head_dim;
   int64_t window;
   float scale, softcap;
+  /* Of the products' operands: probabilities and gradients of scores are operands too. */
+  enum precision precision;
 };
 /* lse (sequences, heads, q_length): log of the softmax denominator, for the backward pass; or
  * NULL. */

@@ -100,6 +100,7 @@ struct attention_shape block_attention_shape(const struct block_run *run) {
       .window = c->layer_sliding[run->layer] ? c->sliding_window : 0,
       .scale = (float)c->query_scale,
       .softcap = (float)c->attn_softcap,
+      .precision = run->ws->precision,
   };
 }
 

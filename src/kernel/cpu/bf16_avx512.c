@@ -2,11 +2,17 @@
 #if defined(__x86_64__)
 #include "kernel/cpu/tables.h"
 #include "kernel/cpu/vec_avx512.h"
+#include "kernel/cpu/vec_math.h"
 
 /* need the vocabulary above, in this order */
 #include "kernel/cpu/bf16_pack_body.h"
 
 #include "kernel/cpu/bf16_block_body.h"
 
-void bf16_fill_avx512(struct kernel_table *table) { fill_bf16(table); }
+#include "kernel/cpu/bf16_softmax_body.h"
+
+void bf16_fill_avx512(struct kernel_table *table) {
+  fill_bf16(table);
+  table->bf16.softmax_row = softmax_row;
+}
 #endif

@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include "kernel/cpu/tables.h"
 #include "kernel/cpu/vec_avx512.h"
+#include "kernel/cpu/vec_math.h"
 
 #define BF16_ROUNDS
 INLINE void bf16_store(uint16_t *out, vf x) {
@@ -17,6 +18,8 @@ INLINE vi bf16_pairs(vf first, vf second) {
 
 /* needs the above */
 #include "kernel/cpu/bf16_pack_body.h"
+
+#include "kernel/cpu/bf16_softmax_body.h"
 
 enum { ROWS = 8, STRIPS = 2 };
 
@@ -65,6 +68,7 @@ static void block(const struct bf16_block *x) {
 void bf16_fill_avx512bf16(struct kernel_table *table) {
   fill_bf16_packing(&table->bf16);
   table->bf16.block = block;
+  table->bf16.softmax_row = softmax_row;
   table->bf16.in_hardware = true;
 }
 #endif

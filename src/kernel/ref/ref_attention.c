@@ -48,6 +48,16 @@ static float dot(const float *x, const float *y, int64_t n) {
   return (float)sum;
 }
 
+static float softmax_row(float *scores, int64_t low, int64_t high, int64_t n, float scale,
+                         float softcap, float *max, float *sum, uint16_t *out) {
+  float rescale = 1;
+  if (low < high) rescale = attention_row(scores, low, high, n, scale, softcap, max, sum);
+  for (int64_t j = 0; j < n; j++)
+    out[j / BF16_STEP * BF16_CHUNK + j % BF16_STEP] =
+        low < high ? bf16_from_f32(scores[j]) : (uint16_t)0;
+  return rescale;
+}
+
 /* --- over a cache --- */
 
 /* Element i of a cache. */
@@ -102,6 +112,7 @@ static float kv_round(enum dtype dtype, const float *x, int64_t n, void *out) {
 void ref_fill_attention(struct kernel_table *table) {
   table->attention_row = attention_row;
   table->attention_row_backward = attention_row_backward;
+  table->bf16.softmax_row = softmax_row;
   table->kv_scores = kv_scores;
   table->kv_mix = kv_mix;
   table->kv_widen = kv_widen;
