@@ -123,6 +123,10 @@ static void attend(const struct block_run *run) {
   struct attention_shape shape = block_attention_shape(run);
   const struct model_workspace *ws = run->ws;
   const struct block_memory *b = run->memory;
+  if (run->branches) {
+    branches_attend(run, ws->q, ws->k, b->v, b->attended);
+    return;
+  }
   if (!run->kv) {
     attention_forward(&shape, ws->q, ws->k, b->v, b->attended, b->lse);
     return;

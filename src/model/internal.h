@@ -109,6 +109,14 @@ enum status workspace_make(struct model_workspace **out, const struct model *mod
                            struct model_shape most, int64_t positions, bool train, bool checkpoint,
                            struct error *err);
 
+/* The branches of a pass over several texts, and memory for joining a stem's keys to a branch's. */
+struct branch_run {
+  const struct model_branch *items;
+  int64_t count;
+  float *joined; /* (threads, 2, longest, kv_heads * head_dim) */
+  int64_t longest;
+};
+
 /* One run of a block: which rows it sees, and where keys and values are. */
 struct block_run {
   const struct model *model;
@@ -123,6 +131,8 @@ struct block_run {
   const struct kv_cache *kv; /* (sequences) */
   const int64_t *starts;     /* (sequences) */
   float *partials;
+  /* Rows belong to several texts: sequences of one row, `starts` their positions; or NULL. */
+  const struct branch_run *branches;
 };
 
 /* forward.c, backward.c.
@@ -138,6 +148,11 @@ const struct linear_weight *block_weight(const struct block_run *run,
 const struct rope_table *block_rope(const struct block_run *run);
 /* dhidden: from the gradient of the block's output to that of its input, in place. */
 void block_backward(const struct block_run *run, float *dhidden);
+
+/* branches.c: attention where rows belong to several texts. q, out (T, heads * head_dim), rotated;
+ * k, v (T, kv_heads * head_dim). */
+void branches_attend(const struct block_run *run, const float *q, const float *k, const float *v,
+                     float *out);
 
 /* model.c: STATUS_REFUSED with the reason unless all of values (n) are finite. */
 enum status model_check_finite(const struct model *model, const float *values, int64_t n,

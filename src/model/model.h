@@ -170,6 +170,25 @@ enum status model_nll(const struct model *model, const int32_t *ids, struct mode
                       const struct tap *tap, struct model_workspace *ws, float *nll,
                       struct error *err);
 
+/* --- several texts in one pass, common beginnings computed once --- */
+/* Rows [first, first + count) hold tokens that follow, in their text, those of the rows [stem, stem
+ * + stem_count); stem_count = 0: they begin a text. A stem begins a text itself. The branches of a
+ * pass lie one after the other; a row's result does not depend on what else is in the pass but by
+ * rounding. */
+struct model_branch {
+  int64_t stem, stem_count, first, count;
+};
+/* Scratch for passes of at most `rows` rows, whose texts have at most `longest` tokens;
+ * `precision` is that of the products. */
+struct model_branches;
+enum status model_branches_new(struct model_branches **out, const struct model *model, int64_t rows,
+                               int64_t longest, enum precision precision, struct error *err);
+void model_branches_free(struct model_branches *pass);
+/* ids (rows) -> normed (rows, hidden_size). STATUS_REFUSED when an id is outside the vocabulary. */
+enum status model_branches_forward(struct model_branches *pass, const int32_t *ids,
+                                   const struct model_branch *items, int64_t count, float *normed,
+                                   struct error *err);
+
 /* --- decoding with a KV cache --- */
 struct model_session;
 /* A session of one text of up to `capacity` tokens. */
