@@ -16,4 +16,7 @@ extern const struct command command_bench;
 extern const struct command command_verify;
 extern const struct command command_report;
 
+/* The commit this program was built from, or "unknown". */
+const char *version_commit(void);
+
 #endif

@@ -57,7 +57,7 @@ int main(int argc, char **argv) {
     return STATUS_USAGE;
   }
   if (!strcmp(argv[1], "--version")) {
-    printf("tessera %s (%s)\n", TSR_VERSION, TSR_COMMIT);
+    printf("tessera %s (%s)\n", TSR_VERSION, version_commit());
     return 0;
   }
   if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
