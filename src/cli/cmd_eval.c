@@ -1,10 +1,11 @@
-/* tessera eval: perplexity over a text, and the divergence from a reference model. */
+/* tessera eval: perplexity over a text, the divergence from a reference model, zero-shot tasks. */
 #include <math.h>
 #include <stdio.h>
 
 #include "base/log.h"
 #include "base/parallel.h"
 #include "cli/commands.h"
+#include "cli/eval_tasks.h"
 #include "cli/inputs.h"
 #include "cli/output.h"
 #include "eval/eval.h"
@@ -16,6 +17,7 @@ struct settings {
   const char *mask, *ppl, *kl_to, *kl_cache;
   int64_t window, batch, tokens;
   int precision;
+  struct task_settings zeroshot;
   struct common_options common;
 };
 
@@ -39,6 +41,7 @@ static const struct option options[] = {
      NULL,
      "what products round their operands to: fp32 is exact, bf16 faster where the processor has it "
      "(--kl-to's model stays fp32)"},
+    TASK_OPTIONS(struct settings, zeroshot),
     COMMON_OPTIONS(struct settings, common)};
 
 /* Everything that the command opens. */
@@ -58,11 +61,15 @@ static void close_inputs(struct inputs *in) {
 }
 
 static enum status check_settings(const struct settings *s, struct error *err) {
-  if (!s->ppl) return error_set(err, STATUS_USAGE, "tessera eval needs --ppl FILE, the text");
+  if (!s->ppl && !s->zeroshot.tasks)
+    return error_set(err, STATUS_USAGE,
+                     "tessera eval needs --ppl FILE, the text, or --tasks NAMES");
   if (s->window == 1) return error_set(err, STATUS_USAGE, "--window must be at least 2, or 0");
+  if (s->kl_to && !s->ppl)
+    return error_set(err, STATUS_USAGE, "--kl-to belongs to --ppl FILE, which is missing");
   if (s->kl_cache && !s->kl_to)
     return error_set(err, STATUS_USAGE, "--kl-cache belongs to --kl-to MODEL, which is missing");
-  return STATUS_OK;
+  return eval_tasks_check(&s->zeroshot, &s->common, err);
 }
 
 /* The window, and a warning where it is longer than what the model was made for. */
@@ -79,20 +86,28 @@ static enum status open_inputs(struct inputs *in, const struct settings *s, cons
                                struct error *err) {
   enum status status = inputs_model(&in->model, path, s->mask, err);
   if (!status) status = tokenizer_open(&in->tokenizer, path, err);
-  if (!status) status = corpus_load(&in->corpus, s->ppl, in->tokenizer, s->tokens, err);
+  if (status || !s->ppl) return status;
+  status = corpus_load(&in->corpus, s->ppl, in->tokenizer, s->tokens, err);
   if (!status)
     status = windows_cut(&in->windows, &in->corpus, choose_window(s, in->model), false, err);
   if (!status && s->kl_to) status = model_open(&in->reference, s->kl_to, err);
   return status;
 }
 
-static json_t *result_json(const struct settings *s, const struct inputs *in,
-                           const struct eval_result *r) {
+static json_t *model_json_of(const struct settings *s, const struct model *model) {
   json_t *out = json_object();
-  json_object_set_new(out, "model", json_string(model_path(in->model)));
+  json_object_set_new(out, "model", json_string(model_path(model)));
   json_object_set_new(out, "mask", output_text(s->mask));
+  json_object_set_new(out, "density", output_real(model_density(model)));
+  json_object_set_new(out, "precision", json_string(precision_name[s->precision]));
+  json_object_set_new(out, "isa", json_string(kernel_isa()));
+  json_object_set_new(out, "threads", json_integer(parallel_threads()));
+  return out;
+}
+
+static void put_perplexity(json_t *out, const struct settings *s, const struct inputs *in,
+                           const struct eval_result *r) {
   json_object_set_new(out, "text", json_string(s->ppl));
-  json_object_set_new(out, "density", output_real(model_density(in->model)));
   json_object_set_new(out, "perplexity", output_real(r->perplexity));
   json_object_set_new(out, "perplexity_stderr", output_real(r->perplexity_error));
   json_object_set_new(out, "nll", output_real(r->nll.mean));
@@ -109,11 +124,7 @@ static json_t *result_json(const struct settings *s, const struct inputs *in,
   json_object_set_new(out, "windows", json_integer(r->windows));
   json_object_set_new(out, "tokens", json_integer((json_int_t)in->corpus.ids.count));
   json_object_set_new(out, "batch", json_integer(r->batch));
-  json_object_set_new(out, "precision", json_string(precision_name[s->precision]));
-  json_object_set_new(out, "isa", json_string(kernel_isa()));
-  json_object_set_new(out, "threads", json_integer(parallel_threads()));
   json_object_set_new(out, "seconds", output_real(r->seconds));
-  return out;
 }
 
 /* " +- 0.0123", or nothing where one window gives no error. */
@@ -152,25 +163,38 @@ static void print_result(const struct settings *s, const struct inputs *in,
   table_free(&facts);
 }
 
+static enum status measure_text(const struct settings *s, const struct inputs *in, json_t *json,
+                                struct error *err) {
+  struct eval_result result;
+  struct eval_request request = {.model = in->model,
+                                 .reference = in->reference,
+                                 .windows = &in->windows,
+                                 .batch = s->batch,
+                                 .precision = (enum precision)s->precision,
+                                 .reference_cache = s->kl_cache};
+  enum status status = eval_run(&result, &request, err);
+  if (status) return status;
+  if (output_to_people(&s->common)) print_result(s, in, &result);
+  put_perplexity(json, s, in, &result);
+  return STATUS_OK;
+}
+
 static enum status run(const struct command *command, void *settings, struct text_list *positionals,
                        struct error *err) {
   const struct settings *s = settings;
   common_apply(&s->common);
   struct inputs in = {0};
-  struct eval_result result;
   enum status status = check_settings(s, err);
   if (!status) status = open_inputs(&in, s, positionals->items[0], err);
-  if (!status) {
-    struct eval_request request = {.model = in.model,
-                                   .reference = in.reference,
-                                   .windows = &in.windows,
-                                   .batch = s->batch,
-                                   .precision = (enum precision)s->precision,
-                                   .reference_cache = s->kl_cache};
-    status = eval_run(&result, &request, err);
-  }
-  if (!status && output_to_people(&s->common)) print_result(s, &in, &result);
-  if (!status) status = common_write_json(&s->common, result_json(s, &in, &result), err);
+  json_t *json = status ? NULL : model_json_of(s, in.model);
+  if (!status && s->ppl) status = measure_text(s, &in, json, err);
+  if (!status && s->zeroshot.tasks)
+    status = eval_tasks_run(&s->zeroshot, &s->common, in.model, in.tokenizer,
+                            (enum precision)s->precision, json, err);
+  if (!status)
+    status = common_write_json(&s->common, json, err);
+  else
+    json_decref(json);
   close_inputs(&in);
   return status;
 }
@@ -180,11 +204,12 @@ const struct command command_eval = {
     .positionals = "MODEL",
     .least_positionals = 1,
     .most_positionals = 1,
-    .summary = "measure perplexity, and the divergence from another model",
+    .summary = "measure perplexity, the divergence from another model, zero-shot tasks",
     .description =
         "The text is tokenized once and cut into non-overlapping windows of L tokens; the rest is\n"
         "dropped. Each window gives L - 1 predictions. L changes the number: state it with every\n"
-        "figure. Standard errors are over windows.",
+        "figure. Standard errors are over windows.\n"
+        "Tasks are those of lm-evaluation-harness, by its names, templates and metrics.",
     .example = "tessera eval MODEL --mask run/mask.safetensors --ppl heldout.txt --kl-to MODEL",
     .options = options,
     .settings_bytes = sizeof(struct settings),
