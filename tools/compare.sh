@@ -1,7 +1,8 @@
 #!/bin/sh
 # Holds tessera against other programs, by one command: the logits of the demo's model and its
 # tokenizer, and its exports in transformers and llama.cpp (recorded in results/exports.csv); and,
-# where the evaluation data is at hand, all kinds of tokenizers (results/tokenizers.csv).
+# where the evaluation data is at hand, all kinds of tokenizers (results/tokenizers.csv) and the
+# zero-shot scores of 200 items a task (results/zeroshot_check.csv; TSR_ITEMS= changes the number).
 # Usage: tools/compare.sh [FOLDER], from the root of a built tree; FOLDER holds, or will hold, the
 # demo's model and texts. PYTHON names an interpreter that has the packages below; without it, a
 # virtual environment is made in .cache (torch is large: some 2 GB).
@@ -33,4 +34,23 @@ if [ -d "$shared/data/tokenizers" ]; then
   "$PYTHON" tools/compare/tokenizers.py --record results/tokenizers.csv
 else
   echo "skip: no evaluation data at $shared, so tokenizers are not compared"
+fi
+
+zeroshot=$shared/data/zeroshot
+if [ -d "$zeroshot" ]; then
+  echo "zero-shot scores in PyTorch"
+  items=.cache/tasks
+  python3 tools/tasks_convert.py piqa $items "$zeroshot/piqa.jsonl"
+  python3 tools/tasks_convert.py arc_easy $items "$zeroshot/ARC-Easy_test.jsonl"
+  python3 tools/tasks_convert.py openbookqa $items "$zeroshot/openbook_qa.jsonl"
+  python3 tools/tasks_convert.py hellaswag $items "$zeroshot/hellaswag_val_full.txt.bz2"
+  python3 tools/tasks_convert.py winogrande $items "$zeroshot/winogrande.jsonl"
+  python3 tools/tasks_convert.py boolq $items "$zeroshot/boolq.jsonl"
+  for model in "$shared/data/models/stories260K" "$folder/model.gguf"; do
+    name=stories260K
+    [ "$model" = "$folder/model.gguf" ] && name=SmolLM2-135M-Instruct
+    "$PYTHON" tools/compare/zeroshot.py "$model" $items --name $name --limit "${TSR_ITEMS:-200}"
+  done
+else
+  echo "skip: no tasks at $zeroshot, so zero-shot scores are not compared"
 fi
