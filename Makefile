@@ -81,12 +81,16 @@ cuda-check:
 	@tools/cuda_check.sh
 .PHONY: cuda-check
 
-# Appends to the ledgers under results/ what this machine gives now. PYTHON needs torch and
-# transformers for the comparison of learning speed.
-PYTHON ?= python3
-results: all
+# The long table of quality: hours on two cores, restartable row by row. TABLE takes the driver's
+# options: make table TABLE="--rows 'dense,greedy*,tile*' --seeds 1,2,3 --tasks-dir DIR"
+table: all
 	@tools/demo_data.py tessera-demo
-	@$(PYTHON) bench/quality.py tessera-demo
+	@python3 bench/table.py tessera-demo $(TABLE)
+
+# The ledgers under results/ that say how good and how fast this machine's masks are: the table, and
+# the learning speed beside PyTorch's, for which PYTHON needs torch and transformers.
+PYTHON ?= python3
+results: table
 	@$(PYTHON) bench/learn_speed.py tessera-demo/model.gguf tessera-demo/learn.jsonl
 
 install: all
@@ -104,4 +108,4 @@ clean:
 
 FORCE:
 .PHONY: all setup tests test demo check-all check-tools sanitize-address sanitize-thread check-clang \
-  valgrind damage isa fuzz lint compare results install format format-check clean FORCE
+  valgrind damage isa fuzz lint compare table results install format format-check clean FORCE

@@ -3,12 +3,12 @@
 Exports MODEL to a Hugging Face directory in fp32, lets `tessera eval --tasks` score the first items
 of each task there is a file for in TASKS_DIR, and scores the same items in PyTorch: templates and
 rules written down once more from lm-evaluation-harness's, one forward pass a choice, no batches,
-nothing shared. Replaces the model's rows in a CSV ledger; exits with 1 when token counts, greedy
+nothing shared. Replaces the model's rows of these tasks in a CSV ledger; exits with 1 when token counts, greedy
 flags or answers differ (an answer may, where two scores are nearer than rounding), or a score by
 more than 1e-3 nats.
 
 Needs: pip install torch transformers sentencepiece
-Usage: python tools/compare/zeroshot.py MODEL TASKS_DIR [--limit 200] [--ledger results/zeroshot_check.csv]
+Usage: python tools/compare/zeroshot.py MODEL TASKS_DIR [--tasks NAMES] [--limit 200]
 """
 import argparse
 import csv
@@ -213,7 +213,8 @@ def write_ledger(path, rows):
     kept = []
     if os.path.exists(path):
         with open(path, newline="") as file:
-            kept = [r for r in csv.DictReader(file) if r["model"] != rows[0]["model"]]
+            new = {(r["model"], r["task"]) for r in rows}
+            kept = [r for r in csv.DictReader(file) if (r["model"], r["task"]) not in new]
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "w", newline="") as out:
         writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
@@ -225,6 +226,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("tasks_dir")
+    parser.add_argument("--tasks", help="default: all whose files are there")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--name", help="the model's name in the ledger")
@@ -232,7 +234,8 @@ def main():
     a = parser.parse_args()
 
     torch.set_num_threads(a.threads)
-    tasks = [t for t in TASKS if os.path.exists(os.path.join(a.tasks_dir, t + ".jsonl"))]
+    named = a.tasks.split(",") if a.tasks else TASKS
+    tasks = [t for t in named if os.path.exists(os.path.join(a.tasks_dir, t + ".jsonl"))]
     commit = tessera("--version").split("(")[-1].rstrip(")\n")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
