@@ -21,6 +21,7 @@ struct bf16_block {
   int64_t strip_step;
   float alpha;
   bool add;
+  bool stream; /* C will not be read soon: better not kept in caches */
   float *c;
   int64_t ldc;
 };

@@ -1,12 +1,12 @@
 /* The blocked product of operands rounded to bf16: see product.h. No state but scratch.
  *
- * As in gemm.c, C is made in super-blocks whose packed operands fit a few MiB, and items of C run
- * over all their k blocks. Both operands are packed, in one parallel section, into the chunks of
- * bf16_kernels.h: at the rate of the tiles, memory is what costs, so each is read once and is half
- * as large from there on.
+ * As in gemm.c, C is made in super-blocks whose packed operands fit a few MiB. Both operands are
+ * packed, in one parallel section, into the chunks of bf16_kernels.h: at the rate of the tiles,
+ * memory is what costs, so each is read once and is half as large from there on.
  *
- * Bits: an element of C is the sum over k blocks, in order, of sums that a kernel makes in an order
- * of its own over k; the k blocks depend on k alone. Which thread runs what changes nothing. */
+ * Bits: an element of C is the sum over super-blocks of k, in order, of sums that a kernel makes in
+ * an order of its own over k. Items begin at multiples of 32 rows and columns, so that neither how
+ * C is cut nor which thread runs what changes anything. */
 #include "base/parallel.h"
 #include "kernel/precision.h"
 #include "kernel/product.h"
@@ -14,15 +14,16 @@
 #include "kernel/select.h"
 
 enum {
-  K_BLOCK = 512, /* two strips of B, 32 x K_BLOCK, fit the first-level cache */
-  K_SUPER = 4 * K_BLOCK,
-  M_SUPER = 1536,          /* packed A: at most M_SUPER x K_SUPER, 6 MiB */
-  N_SUPER_BYTES = 8 << 20, /* packed B */
-  ITEM_ROWS = 128,
-  ITEM_COLS = 256,
-  BAND_COLS = 128,      /* columns packed together, so that stored rows are read in long pieces */
-  SEGMENT = 256,        /* columns of a hybrid row fetched at a time */
-  SMALL_WORK = 1 << 18, /* multiply-adds below which threads do not pay */
+  K_SUPER = 2048,           /* summed in one go */
+  M_SUPER = 1536,           /* packed A: at most M_SUPER x K_SUPER, 6 MiB */
+  N_SUPER_BYTES = 8 << 20,  /* packed B */
+  ITEM_A_BYTES = 400 << 10, /* packed A and B of an item, both in the second-level cache */
+  ITEM_B_BYTES = 1 << 20,
+  ITEMS_A_THREAD = 4,     /* at least, so that threads end together */
+  STREAM_BYTES = 2 << 20, /* a C as large as this is not found in the caches later */
+  BAND_COLS = 128,        /* columns packed together, so that stored rows are read in long pieces */
+  SEGMENT = 256,          /* columns of a hybrid row fetched at a time */
+  SMALL_WORK = 1 << 18,   /* multiply-adds below which threads do not pay */
 };
 
 const char *const precision_name[PRECISIONS] = {"fp32", "bf16"};
@@ -147,41 +148,47 @@ static void pack_item(void *ctx, int64_t item, int worker) {
 struct multiplication {
   int64_t m, n, k_padded;
   float alpha;
-  bool add;
+  bool add, stream;
   const uint16_t *a;
   const uint32_t *b;
   float *c;
   int64_t ldc;
 };
 
-/* Equal k blocks of whole chunks, at most K_BLOCK each. */
-static int64_t k_block_size(int64_t k_padded) {
-  int64_t blocks = (k_padded + K_BLOCK - 1) / K_BLOCK;
-  return round_up((k_padded + blocks - 1) / blocks, BF16_STEP);
-}
+/* How C is cut into items; what they give does not depend on it. */
+struct cut {
+  int64_t col_items, cols;
+  int64_t row_items, rows;
+  bool cols_first; /* items that follow one another differ in their columns */
+};
+
+struct multiplying {
+  struct multiplication x;
+  struct cut cut;
+};
 
 static void multiply_item(void *ctx, int64_t item, int worker) {
-  const struct multiplication *x = ctx;
+  const struct multiplying *work = ctx;
+  const struct multiplication *x = &work->x;
+  const struct cut *cut = &work->cut;
   (void)worker;
-  int64_t row_items = (x->m + ITEM_ROWS - 1) / ITEM_ROWS;
-  int64_t i = item % row_items * ITEM_ROWS, j = item / row_items * ITEM_COLS;
-  int64_t step = k_block_size(x->k_padded);
-  for (int64_t k = 0; k < x->k_padded; k += step) {
-    struct bf16_block block = {
-        .rows = least(ITEM_ROWS, x->m - i),
-        .cols = least(ITEM_COLS, x->n - j),
-        .k = least(step, x->k_padded - k),
-        .a = x->a + i * x->k_padded + k * BF16_SIDE,
-        .panel_step = BF16_SIDE * x->k_padded,
-        .b = x->b + (j * x->k_padded + k * BF16_SIDE) / 2,
-        .strip_step = BF16_SIDE * x->k_padded / 2,
-        .alpha = x->alpha,
-        .add = x->add || k > 0,
-        .c = x->c + i * x->ldc + j,
-        .ldc = x->ldc,
-    };
-    kernel_table()->bf16.block(&block);
-  }
+  int64_t i = (cut->cols_first ? item / cut->col_items : item % cut->row_items) * cut->rows;
+  int64_t j = (cut->cols_first ? item % cut->col_items : item / cut->row_items) * cut->cols;
+  struct bf16_block block = {
+      .rows = least(cut->rows, x->m - i),
+      .cols = least(cut->cols, x->n - j),
+      .k = x->k_padded,
+      .a = x->a + i * x->k_padded,
+      .panel_step = BF16_SIDE * x->k_padded,
+      .b = x->b + j * x->k_padded / 2,
+      .strip_step = BF16_SIDE * x->k_padded / 2,
+      .alpha = x->alpha,
+      .add = x->add,
+      .stream = x->stream,
+      .c = x->c + i * x->ldc + j,
+      .ldc = x->ldc,
+  };
+  kernel_table()->bf16.block(&block);
 }
 
 static void run(bool serial, int64_t items, void (*fn)(void *, int64_t, int), void *ctx) {
@@ -191,9 +198,33 @@ static void run(bool serial, int64_t items, void (*fn)(void *, int64_t, int), vo
     parallel_for(items, fn, ctx);
 }
 
+static int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+/* The size of each of `items` equal pieces, in whole 32s, which is what kernels work in. */
+static int64_t item_size(int64_t count, int64_t items) {
+  return round_up(pieces(count, items), 2 * BF16_SIDE);
+}
+
+/* The columns of an item have their B in the second-level cache, and a thread meets them again and
+ * again with other rows: so B passes from the third level once or twice, and A once for each block
+ * of columns. */
+static struct cut cut_for(const struct multiplication *x, int64_t threads) {
+  const int64_t row_bytes = x->k_padded * (int64_t)sizeof(uint16_t);
+  struct cut c;
+  c.cols = item_size(x->n, pieces(x->n * row_bytes, ITEM_B_BYTES));
+  c.col_items = pieces(x->n, c.cols);
+  int64_t row_items = pieces(x->m * row_bytes, ITEM_A_BYTES);
+  if (c.col_items * row_items < ITEMS_A_THREAD * threads)
+    row_items = pieces(ITEMS_A_THREAD * threads, c.col_items);
+  c.rows = item_size(x->m, row_items);
+  c.row_items = pieces(x->m, c.rows);
+  c.cols_first = threads % c.col_items == 0;
+  return c;
+}
+
 static void multiply(struct multiplication x, bool serial) {
-  int64_t rows = (x.m + ITEM_ROWS - 1) / ITEM_ROWS, cols = (x.n + ITEM_COLS - 1) / ITEM_COLS;
-  run(serial, rows * cols, multiply_item, &x);
+  struct multiplying work = {x, cut_for(&x, serial ? 1 : parallel_threads())};
+  run(serial, work.cut.row_items * work.cut.col_items, multiply_item, &work);
 }
 
 /* Scratch for `count` packed rows or columns: a bf16 is half a float. */
@@ -252,6 +283,7 @@ void product_bf16(int64_t m, int64_t n, int64_t k, float alpha, const struct pro
                                  .n = n,
                                  .alpha = alpha,
                                  .add = add || k0 > 0,
+                                 .stream = k <= K_SUPER && m * n >= STREAM_BYTES / 4,
                                  .c = c + m0 * ldc,
                                  .ldc = ldc};
       product_k_super(&x, a, b, m0, k0, least(K_SUPER, k - k0), serial);

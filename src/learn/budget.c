@@ -67,8 +67,7 @@ static enum status measure_rate(struct learn_budget *b, const struct model *mode
   int64_t *train = mem_alloc((size_t)s.batch, sizeof *train, err);
   status = start && train ? STATUS_OK : STATUS_FAILED;
   if (status == STATUS_OK)
-    status =
-        make_text(&corpus, start, s.batch, s.window, model_config(model)->vocab_size, err);
+    status = make_text(&corpus, start, s.batch, s.window, model_config(model)->vocab_size, err);
   for (int64_t i = 0; status == STATUS_OK && i < s.batch; i++) train[i] = i;
   const struct windows windows = {&corpus, s.window, s.batch, start};
   if (status == STATUS_OK) status = time_steps(b, &l, &windows, train, err);
@@ -89,11 +88,12 @@ static enum status resolve_at(struct learn_settings *out, const struct learn_set
 }
 
 static enum status too_short(const struct learn_budget *b, struct error *err) {
-  return error_set(err, STATUS_USAGE,
-                   "--budget of %.0f seconds is too short here: a prior takes about %.0f, held-out "
-                   "losses %.0f, and learning does %.0f tokens a second; give more time, a --prior, "
-                   "or fewer --evaluations",
-                   b->seconds, b->prior_seconds, b->heldout_seconds, b->tokens_per_second);
+  return error_set(
+      err, STATUS_USAGE,
+      "--budget of %.0f seconds is too short here: a prior takes about %.0f, held-out "
+      "losses %.0f, and learning does %.0f tokens a second; give more time, a --prior, "
+      "or fewer --evaluations",
+      b->seconds, b->prior_seconds, b->heldout_seconds, b->tokens_per_second);
 }
 
 enum status learn_budget_measure(struct learn_budget *b, double seconds, const struct model *model,
@@ -104,8 +104,7 @@ enum status learn_budget_measure(struct learn_budget *b, double seconds, const s
   for (int round = 0; round < ROUNDS; round++) {
     enum status status = resolve_at(&s, given, model, b->tokens, err);
     if (status != STATUS_OK) return status;
-    const struct learn_plan plan =
-        learn_plan_make(
+    const struct learn_plan plan = learn_plan_make(
         model, &s, skip, prior->tokens ? prior->tokens(prior->request, b->tokens) : 0);
     if (!(plan.learn_seconds > 0))
       return error_set(err, STATUS_FAILED, "no memory to measure this machine's speed with");

@@ -45,7 +45,8 @@ static struct operand operand_make(int64_t rows, int64_t cols, bool transposed, 
   size_t count = (size_t)((transposed ? cols : rows) * o.ld);
   o.value = must_alloc(count, 4);
   o.data = make_matrix(dtype, count, seed, o.value);
-  o.op = (struct product_operand){{o.data, dtype, o.ld, transposed}, NULL, transposed};
+  o.op = (struct product_operand){.plain = {o.data, dtype, o.ld, transposed},
+                                  .transposed = transposed};
   return o;
 }
 static double operand_at(const struct operand *o, int64_t row, int64_t col) {
@@ -63,12 +64,13 @@ struct product_case {
   float alpha;
   bool add;
   int64_t every; /* 1: all of C is checked, else every so many elements */
+  int64_t gap;   /* between the rows of C */
 };
 
 static void check_product(const struct product_case *p) {
   struct operand a = operand_make(p->m, p->k, p->ta, p->da, 3, 1);
   struct operand b = operand_make(p->k, p->n, p->tb, p->db, 1, 2);
-  int64_t ldc = p->n + 2;
+  int64_t ldc = p->n + p->gap;
   size_t count = (size_t)(p->m * ldc);
   float *c = must_alloc(count, 4), *before = must_alloc(count, 4);
   fill_normal(before, count, 3, 1.0f);
@@ -108,7 +110,7 @@ static void ragged_cases(void) {
       for (int d = 0; d < 3; d++)
         check_product(&(struct product_case){sizes[s][0], sizes[s][1], sizes[s][2], t & 1, t >> 1,
                                              dtypes[(d + t) % 3], dtypes[d], t == 2 ? -0.5f : 1.0f,
-                                             d == 1, 1});
+                                             d == 1, 1, 2});
 }
 static void products_against_fp64(void **state) {
   (void)state;
@@ -119,20 +121,23 @@ static void products_against_fp64(void **state) {
 static void across_blocks(void **state) {
   (void)state;
   const char *best = kernel_table()->isa;
-  const struct product_case large = {1600,      1500,      2100, false, true,
-                                     DTYPE_F32, DTYPE_F32, 1,    false, 1009};
-  const struct product_case wide = {40,        9000,       1000, true, false,
-                                    DTYPE_F32, DTYPE_BF16, 1,    true, 307};
-  check_product(&large);
-  check_product(&wide);
-  if (kernel_table_use("avx2") && strcmp(best, "avx2")) check_product(&wide);
+  const struct product_case cases[] = {
+      {1600, 1500, 2100, false, true, DTYPE_F32, DTYPE_F32, 1, false, 1009, 2},
+      {40, 9000, 1000, true, false, DTYPE_F32, DTYPE_BF16, 1, true, 307, 2},
+      /* rows of C that are whole cache lines, too many for the caches */
+      {1030, 784, 100, false, false, DTYPE_F32, DTYPE_F32, 1, false, 13, 0},
+      {1030, 784, 100, false, false, DTYPE_F32, DTYPE_F32, 1, true, 13, 0},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_product(&cases[i]);
+  if (kernel_table_use("avx512bf16")) check_product(&cases[2]);
+  if (kernel_table_use("avx2")) check_product(&cases[1]);
   kernel_table_use(best);
 }
 
 static void nothing_to_sum(void **state) {
   (void)state;
   float c[6] = {1, 2, 3, 4, 5, 6};
-  struct product_operand op = {{c, DTYPE_F32, 1, false}, NULL, false};
+  struct product_operand op = {.plain = {c, DTYPE_F32, 1, false}};
   product_bf16(2, 2, 0, 1, &op, &op, true, c, 3);
   assert_true(c[0] == 1 && c[4] == 5);
   product_bf16(2, 2, 0, 1, &op, &op, false, c, 3);
@@ -208,8 +213,8 @@ static void nan_case(void) {
   uint32_t low_payload = 0x7f800001;
   memcpy(&a[33], &low_payload, 4);
   b[33] = 1;
-  struct product_operand oa = {{a, DTYPE_F32, 40, false}, NULL, false};
-  struct product_operand ob = {{b, DTYPE_F32, 40, true}, NULL, true};
+  struct product_operand oa = {.plain = {a, DTYPE_F32, 40, false}};
+  struct product_operand ob = {.plain = {b, DTYPE_F32, 40, true}, .transposed = true};
   product_bf16(1, 1, 40, 1, &oa, &ob, false, c, 1);
   assert_true(isnan(c[0]));
 }

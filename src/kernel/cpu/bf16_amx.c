@@ -45,7 +45,10 @@ static void merge(const struct bf16_block *x, const float *tile, int64_t i, int6
   } while (0)
 #define TILE_END(t, i, j)                                             \
   do {                                                                \
-    if (in_place) {                                                   \
+    if (in_place && stream) {                                         \
+      _tile_stored(t, room, TILE_BYTES);                              \
+      stream_out(C_OF(x, i, j), x->ldc, room);                        \
+    } else if (in_place) {                                            \
       _tile_stored(t, C_OF(x, i, j), (size_t)x->ldc * sizeof(float)); \
     } else {                                                          \
       _tile_stored(t, room, TILE_BYTES);                              \
@@ -53,12 +56,24 @@ static void merge(const struct bf16_block *x, const float *tile, int64_t i, int6
     }                                                                 \
   } while (0)
 
+static bool is_aligned(const struct bf16_block *x) {
+  return ((uintptr_t)x->c | (uintptr_t)x->ldc * sizeof(float)) % TILE_BYTES == 0;
+}
+
+/* A tile to C past the caches: C is written once and is too large to be found there later, and a
+ * line that is written whole need not be read first. */
+INLINE void stream_out(float *c, int64_t ldc, const float *tile) {
+  for (int64_t r = 0; r < BF16_SIDE; r++)
+    _mm512_stream_ps(c + r * ldc, _mm512_load_ps(tile + r * BF16_SIDE));
+}
+
 /* 16 or 32 rows times 16 or 32 columns of C from (i, j) on. */
 INLINE void tiles_of(const int panels, const int strips, const bool in_place,
                      const struct bf16_block *x, int64_t i, int64_t j) {
   const uint16_t *a0 = x->a + i / BF16_SIDE * x->panel_step, *a1 = a0 + x->panel_step;
   const uint32_t *b0 = x->b + j / BF16_SIDE * x->strip_step, *b1 = b0 + x->strip_step;
   float room[BF16_SIDE * BF16_SIDE] __attribute__((aligned(64)));
+  const bool stream = in_place && x->stream && !x->add && is_aligned(x);
   TILE_BEGIN(0, i, j);
   if (strips == 2) TILE_BEGIN(1, i, j + BF16_SIDE);
   if (panels == 2) TILE_BEGIN(2, i + BF16_SIDE, j);
@@ -102,6 +117,7 @@ static void block(const struct bf16_block *x) {
   _tile_loadconfig(&all_whole);
   for (int64_t j = 0; j < x->cols; j += 2 * BF16_SIDE)
     for (int64_t i = 0; i < x->rows; i += 2 * BF16_SIDE) tiles_at(x, i, j);
+  _mm_sfence();    /* streamed stores are in order with nothing else */
   _tile_release(); /* the state of idle tiles need not be saved when threads change */
 }
 
