@@ -219,7 +219,8 @@ static void run_squares(void *ctx) {
 }
 static void run_adamw(void *ctx) {
   struct masks *m = ctx;
-  mask_adamw_step(&m->adamw, m->s.rows, m->s.cols, m->gradient, m->logits, m->first, m->second);
+  mask_adamw_step(&m->adamw, m->s.rows, m->s.cols, m->gradient, m->logits, m->first, m->second,
+                  m->codes);
 }
 static void run_harden(void *ctx) {
   struct masks *m = ctx;
@@ -239,7 +240,7 @@ static void bench_mask(double read) {
                 {"sample, no noise", run_sample, 2 + 5 + 4, false},
                 {"backward", run_mask_backward, 2 + 5 + 4 + 5, true},
                 {"gradient squares", run_squares, 5, true},
-                {"AdamW", run_adamw, 5 + 2 * (5 + 5 + 6), true},
+                {"AdamW, harden", run_adamw, 5 + 2 * (5 + 5 + 6), true},
                 {"harden", run_harden, 5 + 0.125, true}};
   size_t count = (size_t)mask_logit_count(ROWS, COLS), weights = (size_t)ROWS * COLS;
   struct masks m = {.adamw = {1e-3f, 0.9f, 0.95f, 1e-8f, 0, 1, 10}};

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Learning speed of tessera against the plain PyTorch program, interleaved, into a ledger.
 
-usage: learn_speed.py MODEL TEXT [--rounds 3] [--csv results/learn_speed.csv]
+usage: learn_speed.py MODEL TEXT [--rounds 3] [--isa avx2 --isa best] [--csv results/learn_speed.csv]
 
 Each round runs a few joint steps of 1,024 tokens of both programs (bench/reference_torch.py; run
-this with a Python that has torch and transformers). Ratios are taken within a round, because
-machines drift; the ledger gets the median.
+this with a Python that has torch and transformers), ours once for each instruction set asked for
+(a name as in TSR_ISA, or best) in the precision that is its default. Ratios are taken within a
+round, because machines drift; the ledger gets the medians.
 """
 import argparse
 import csv
@@ -22,8 +23,8 @@ TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
 STEPS = 4
 
 
-def tessera_rate(model, text, prior, threads):
-    """Tokens a second, share of mask work, peak bytes; the first step warms up."""
+def tessera_rate(model, text, prior, threads, isa):
+    """Tokens a second, share of mask work, peak bytes, precision; the first step warms up."""
     with tempfile.TemporaryDirectory() as folder:
         run = os.path.join(folder, "run")
         subprocess.run(
@@ -31,14 +32,15 @@ def tessera_rate(model, text, prior, threads):
              "--tokens", str(STEPS * 1024), "--window", "512", "--batch", "2", "--prior", prior,
              "--heldout-windows", "1", "--evaluations", "1", "--threads", str(threads), "--out", run,
              "--quiet", "--json", os.path.join(folder, "out.json")],
-            check=True, stdout=subprocess.DEVNULL)
+            check=True, stdout=subprocess.DEVNULL,
+            env=os.environ if isa == "best" else {**os.environ, "TSR_ISA": isa})
         with open(os.path.join(run, "record.jsonl")) as file:
             steps = [line for line in map(json.loads, file) if line["type"] == "step"][1:]
         with open(os.path.join(folder, "out.json")) as file:
-            peak = json.load(file)["peak_bytes"]
+            report = json.load(file)
     seconds = statistics.median(step["seconds"] for step in steps)
     mask = statistics.median(step["mask_seconds"] / step["seconds"] for step in steps)
-    return 1024 / seconds, mask, peak
+    return 1024 / seconds, mask, report["peak_bytes"], report["settings"]["precision"]
 
 
 def torch_rate(threads):
@@ -64,42 +66,48 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--csv", default="results/learn_speed.csv")
+    parser.add_argument("--isa", action="append")
     arguments = parser.parse_args()
+    isas = arguments.isa or ["best"]
     with tempfile.TemporaryDirectory() as folder:
         prior = os.path.join(folder, "prior.mask")
         subprocess.run([TESSERA, "prune", arguments.model, "--method", "magnitude", "--pattern",
                         "2:4", "--out", prior, "--quiet"], check=True, stdout=subprocess.DEVNULL)
         rounds = []
         for index in range(arguments.rounds):
-            ours = tessera_rate(arguments.model, arguments.text, prior, arguments.threads)
+            ours = {isa: tessera_rate(arguments.model, arguments.text, prior, arguments.threads, isa)
+                    for isa in isas}
             theirs = torch_rate(arguments.threads)
             rounds.append((ours, theirs))
-            print(f"round {index + 1}: tessera {ours[0]:.1f}, torch {theirs[0]:.1f} tokens/s "
-                  f"({ours[0] / theirs[0]:.2f}x); masks {100 * ours[1]:.1f} % of a step", flush=True)
+            for isa in isas:
+                print(f"round {index + 1}, {isa}: tessera {ours[isa][0]:.1f}, torch {theirs[0]:.1f} "
+                      f"tokens/s ({ours[isa][0] / theirs[0]:.2f}x); masks {100 * ours[isa][1]:.1f} % "
+                      "of a step", flush=True)
     version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
-    isa = os.environ.get("TSR_ISA", "best")
-    row = {
+    rows = [{
         "date": time.strftime("%Y-%m-%d"),
         "commit": version.split("(")[1].rstrip(")\n"),
         "machine": machine(),
         "isa": isa,
+        "precision": rounds[0][0][isa][3],
         "threads": arguments.threads,
         "step": "joint, SmolLM2-135M, 2 x 512 tokens",
-        "tessera_tokens_per_s": round(statistics.median(r[0][0] for r in rounds), 1),
+        "tessera_tokens_per_s": round(statistics.median(r[0][isa][0] for r in rounds), 1),
         "torch_tokens_per_s": round(statistics.median(r[1][0] for r in rounds), 1),
-        "ratio": round(statistics.median(r[0][0] / r[1][0] for r in rounds), 2),
-        "mask_share": round(statistics.median(r[0][1] for r in rounds), 3),
-        "peak_mib": round(max(r[0][2] for r in rounds) / 2**20),
+        "ratio": round(statistics.median(r[0][isa][0] / r[1][0] for r in rounds), 2),
+        "mask_share": round(statistics.median(r[0][isa][1] for r in rounds), 3),
+        "peak_mib": round(max(r[0][isa][2] for r in rounds) / 2**20),
         "torch": rounds[0][1][1],
         "rounds": arguments.rounds,
-    }
+    } for isa in isas]
     new = not os.path.exists(arguments.csv)
     with open(arguments.csv, "a", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
+        writer = csv.DictWriter(file, rows[0].keys())
         if new:
             writer.writeheader()
-        writer.writerow(row)
-    print(f"{arguments.csv}: {row}")
+        writer.writerows(rows)
+    for row in rows:
+        print(f"{arguments.csv}: {row}")
 
 
 if __name__ == "__main__":

@@ -274,18 +274,26 @@ static int64_t pack_codes(const int32_t *chosen, int64_t groups, uint8_t *codes)
   return changed;
 }
 
+/* Hardens one row; chosen (blocks, 16) is scratch. Returns how many of its groups changed. */
+static int64_t harden_row(const struct harden *h, int64_t row, int32_t *chosen) {
+  int64_t groups = mask_row_groups(h->cols), width = h->cols - (groups - 1) * GROUP;
+  kernel_table()->mask.choose(h->logits + mask_logit_index(h->cols, row, 0, 0),
+                              mask_row_blocks(h->cols), chosen);
+  if (width < GROUP) chosen[groups - 1] = narrow_code(h->logits, h->cols, row, width);
+  return pack_codes(chosen, groups, h->codes + row * ((h->cols + 7) / 8));
+}
+
+static int32_t *chosen_scratch(int64_t cols) {
+  return (int32_t *)kernel_scratch(SCRATCH_MASK, (size_t)(mask_row_blocks(cols) * MASK_BLOCK));
+}
+
 static void harden_item(void *ctx, int64_t item, int worker) {
   const struct harden *h = ctx;
   (void)worker;
-  int64_t groups = mask_row_groups(h->cols), blocks = mask_row_blocks(h->cols), changed = 0;
-  int64_t width = h->cols - (groups - 1) * GROUP, stride = (h->cols + 7) / 8;
+  int64_t changed = 0;
   int64_t end = (item + 1) * STRIP_ROWS < h->rows ? (item + 1) * STRIP_ROWS : h->rows;
-  int32_t *chosen = kernel_scratch(SCRATCH_MASK, (size_t)(blocks * MASK_BLOCK));
-  for (int64_t row = item * STRIP_ROWS; row < end; row++) {
-    kernel_table()->mask.choose(h->logits + mask_logit_index(h->cols, row, 0, 0), blocks, chosen);
-    if (width < GROUP) chosen[groups - 1] = narrow_code(h->logits, h->cols, row, width);
-    changed += pack_codes(chosen, groups, h->codes + row * stride);
-  }
+  int32_t *chosen = chosen_scratch(h->cols);
+  for (int64_t row = item * STRIP_ROWS; row < end; row++) changed += harden_row(h, row, chosen);
   h->changed[item] = changed;
 }
 
@@ -331,23 +339,40 @@ double mask_gradient_squares(const float *gradient, int64_t rows, int64_t cols) 
   return sum;
 }
 
-static void adamw_item(void *ctx, int64_t item, int worker) {
-  const struct update *u = ctx;
-  (void)worker;
-  int64_t at = item * ITEM_BLOCKS * MASK_STORED * MASK_BLOCK;
-  int64_t second_at = item * ITEM_BLOCKS * (MASK_STORED + 1) * MASK_BLOCK;
-  kernel_table()->mask.adamw(&u->factors, item_blocks(u, item), u->gradient + at, u->logits + at,
-                             u->first + at, u->second + second_at);
+struct stepping {
+  struct update update;
+  struct harden harden; /* codes NULL: none */
+};
+
+static void adamw_row(const struct update *u, int64_t row, int64_t blocks) {
+  int64_t at = row * blocks * MASK_STORED * MASK_BLOCK;
+  int64_t second_at = row * blocks * (MASK_STORED + 1) * MASK_BLOCK;
+  kernel_table()->mask.adamw(&u->factors, blocks, u->gradient + at, u->logits + at, u->first + at,
+                             u->second + second_at);
 }
 
-void mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols, const float *gradient,
-                     float *logits, float *first, float *second) {
-  struct update u = {.gradient = gradient,
-                     .blocks = rows * mask_row_blocks(cols),
-                     .logits = logits,
-                     .first = first,
-                     .second = second};
-  u.factors = (struct mask_adamw_factors){
+static void adamw_item(void *ctx, int64_t item, int worker) {
+  const struct stepping *s = ctx;
+  const struct harden *h = &s->harden;
+  (void)worker;
+  int64_t changed = 0;
+  int64_t end = (item + 1) * STRIP_ROWS < h->rows ? (item + 1) * STRIP_ROWS : h->rows;
+  int32_t *chosen = chosen_scratch(h->cols);
+  for (int64_t row = item * STRIP_ROWS; row < end; row++) {
+    adamw_row(&s->update, row, mask_row_blocks(h->cols));
+    if (h->codes) changed += harden_row(h, row, chosen);
+  }
+  h->changed[item] = changed;
+}
+
+int64_t mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols,
+                        const float *gradient, float *logits, float *first, float *second,
+                        uint8_t *codes) {
+  int64_t items = (rows + STRIP_ROWS - 1) / STRIP_ROWS, sum = 0;
+  struct stepping s = {
+      .update = {.gradient = gradient, .logits = logits, .first = first, .second = second},
+      .harden = {logits, rows, cols, codes, (int64_t *)part_scratch(items)}};
+  s.update.factors = (struct mask_adamw_factors){
       .keep = (float)(1 - (double)o->rate * o->weight_decay),
       .rate = (float)(o->rate / (1 - pow(o->beta1, (double)o->step))),
       .beta1 = o->beta1,
@@ -355,5 +380,7 @@ void mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols, con
       .gradient_scale = o->gradient_scale,
       .epsilon = o->epsilon,
       .second_scale = (float)(1 / (1 - pow(o->beta2, (double)o->step)))};
-  parallel_for((u.blocks + ITEM_BLOCKS - 1) / ITEM_BLOCKS, adamw_item, &u);
+  parallel_for(items, adamw_item, &s);
+  for (int64_t i = 0; i < items; i++) sum += s.harden.changed[i];
+  return sum;
 }

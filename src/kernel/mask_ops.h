@@ -77,12 +77,15 @@ double mask_gradient_squares(const float *gradient, int64_t rows, int64_t cols);
 /* One step of AdamW (Loshchilov & Hutter 2019), exactly as on six logits each with its gradient:
  * with u_k = m^_k / (sqrt(v^_k) + epsilon), p_k - p_5 becomes (1 - rate * weight_decay) * (p_k -
  * p_5)
- * - rate * (u_k - u_5). `step` counts from 1; gradients are multiplied by gradient_scale. */
+ * - rate * (u_k - u_5). `step` counts from 1; gradients are multiplied by gradient_scale.
+ * Unless codes (rows, ceil(cols / 8)) is NULL, the new logits are hardened into it as by
+ * mask_harden while they are at hand. Returns how many groups changed. */
 struct mask_adamw {
   float rate, beta1, beta2, epsilon, weight_decay, gradient_scale;
   int64_t step;
 };
-void mask_adamw_step(const struct mask_adamw *settings, int64_t rows, int64_t cols,
-                     const float *gradient, float *logits, float *first, float *second);
+int64_t mask_adamw_step(const struct mask_adamw *settings, int64_t rows, int64_t cols,
+                        const float *gradient, float *logits, float *first, float *second,
+                        uint8_t *codes);
 
 #endif

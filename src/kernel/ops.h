@@ -81,6 +81,8 @@ void distill_loss(const float *logits, const float *teacher, const int32_t *targ
 
 /* x += y over n elements. */
 void add_inplace(float *x, const float *y, int64_t n);
+/* to = from over n elements that do not overlap. */
+void copy_floats(float *to, const float *from, int64_t n);
 /* Sum of squares in fp64, in a fixed order. */
 double sum_squares(const float *x, int64_t n);
 

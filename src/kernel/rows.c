@@ -163,6 +163,18 @@ void add_inplace(float *x, const float *y, int64_t n) {
   parallel_for(item_count(n, ITEM_ELEMENTS), add_item, &e);
 }
 
+static void copy_item(void *ctx, int64_t item, int worker) {
+  const struct elementwise *e = ctx;
+  (void)worker;
+  struct range range = item_range(item, ITEM_ELEMENTS, e->n);
+  memcpy(e->out + range.first, e->up + range.first, (size_t)range.count * sizeof(float));
+}
+
+void copy_floats(float *to, const float *from, int64_t n) {
+  struct elementwise e = {.up = from, .n = n, .out = to};
+  parallel_for(item_count(n, ITEM_ELEMENTS), copy_item, &e);
+}
+
 struct summation {
   const float *x;
   int64_t n, per_part;

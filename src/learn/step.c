@@ -165,7 +165,8 @@ static double gradient_norm(const struct learner *l) {
   return sqrt(squares);
 }
 
-static void update(struct learner *l, double rate, double norm) {
+/* Returns how many groups' hard choices changed. */
+static int64_t update(struct learner *l, double rate, double norm) {
   const struct learn_settings *s = &l->settings;
   struct mask_adamw a = {.rate = (float)(s->lr_tile * rate),
                          .beta1 = (float)s->beta1,
@@ -176,12 +177,15 @@ static void update(struct learner *l, double rate, double norm) {
                          .step = l->step + 1};
   struct tile_logits *t = &l->tiles;
   if (learn_uses_tiles(s)) adamw_step(&a, t->count, t->gradient, t->logit, t->moment1, t->moment2);
-  if (!learn_uses_groups(s)) return;
+  int64_t flips = 0;
+  if (!learn_uses_groups(s)) return flips;
   a.rate = (float)(s->lr_24 * rate);
   for (int i = 0; i < l->site_count; i++) {
     struct group_logits *g = &l->sites[i].groups;
-    mask_adamw_step(&a, g->rows, g->cols, g->gradient, g->logit, g->moment1, g->moment2);
+    flips += mask_adamw_step(&a, g->rows, g->cols, g->gradient, g->logit, g->moment1, g->moment2,
+                             l->sites[i].mask.codes);
   }
+  return flips;
 }
 
 static enum status diverged(const struct learner *l, const char *what, double value,
@@ -227,8 +231,7 @@ enum status learner_step(struct learner *l, const struct windows *windows, const
   enum status status = learner_gradient(l, windows, train, train_count, result, err);
   if (status != STATUS_OK) return status;
   const double start = clock_seconds();
-  update(l, result->learning_rate, result->gradient_norm);
-  result->flips_24 = learner_harden_groups(l);
+  result->flips_24 = update(l, result->learning_rate, result->gradient_norm);
   result->mask_seconds = l->mask_seconds + clock_seconds() - start;
   l->step++;
   return STATUS_OK;

@@ -2,7 +2,6 @@
  *
  * One function runs a block for training, evaluation and decoding; they differ in what they leave
  * in run->memory and in where keys and values go. */
-#include <string.h>
 
 #include "base/parallel.h"
 #include "model/internal.h"
@@ -83,7 +82,7 @@ void block_rotate(const struct block_run *run, bool is_k, const float *raw, floa
     rmsnorm_forward(raw, is_k ? norms->k : norms->q, c->norm_plus_one, c->rms_eps, tokens * heads,
                     c->head_dim, dest, inverse);
   else
-    memcpy(dest, raw, (size_t)(tokens * heads * c->head_dim) * sizeof *dest);
+    copy_floats(dest, raw, tokens * heads * c->head_dim);
   rope_apply(dest, tokens, run->shape.length, run->starts, heads, c->head_dim, rope->cosine,
              rope->sine, +1);
 }
@@ -173,8 +172,8 @@ static void mlp_half(const struct block_run *run, float *hidden) {
 void block_forward(const struct block_run *run, float *hidden) {
   attention_half(run, hidden);
   if (run->memory->middle)
-    memcpy(run->memory->middle, hidden,
-           (size_t)(shape_tokens(run->shape) * run->model->config.hidden_size) * sizeof *hidden);
+    copy_floats(run->memory->middle, hidden,
+                shape_tokens(run->shape) * run->model->config.hidden_size);
   mlp_half(run, hidden);
 }
 

@@ -3,7 +3,6 @@
  * Logits exist for one chunk of rows at a time: a chunk's loss and the gradient of its final hidden
  * states are done before the next chunk's logits are made. The last row of each sequence predicts
  * nothing and has target -1. */
-#include <string.h>
 
 #include "model/internal.h"
 
@@ -102,14 +101,13 @@ enum status model_distill(const struct model *m, const int32_t *ids, struct mode
   INVARIANT(weight >= 0 && weight <= 1 && (weight == 0 || ws->teacher));
   const struct model_config *c = &m->config;
   int64_t tokens = shape_tokens(shape);
-  size_t bytes = (size_t)(tokens * c->hidden_size) * sizeof(float);
   enum status status = STATUS_OK;
   if (weight > 0) status = model_forward(m, ids, shape, NULL, ws, ws->teacher, err);
   if (status == STATUS_OK) status = model_embed(m, ids, tokens, ws->hidden, err);
   if (status != STATUS_OK) return status;
   for (int i = 0; i < c->layers; i++) {
     struct block_run run = train_run(m, i, shape, tap, ws);
-    memcpy(ws->inputs[i], ws->hidden, bytes);
+    copy_floats(ws->inputs[i], ws->hidden, tokens * c->hidden_size);
     block_forward(&run, ws->hidden);
   }
   rmsnorm_forward(ws->hidden, m->final_norm, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
@@ -120,7 +118,7 @@ enum status model_distill(const struct model *m, const int32_t *ids, struct mode
   for (int i = c->layers - 1; i >= 0; i--) {
     struct block_run run = train_run(m, i, shape, tap, ws);
     if (ws->checkpoint) {
-      memcpy(ws->hidden, ws->inputs[i], bytes);
+      copy_floats(ws->hidden, ws->inputs[i], tokens * c->hidden_size);
       run.repeated = true;
       block_forward(&run, ws->hidden);
     }

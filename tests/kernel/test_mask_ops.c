@@ -334,6 +334,7 @@ static void adamw_cases(void) {
   float *logits = zeroed((size_t)count, 4), *gradient = zeroed((size_t)count, 4);
   float *first = zeroed((size_t)count, 4);
   float *second = zeroed((size_t)mask_second_count(LOGIT_ROWS, COLS), 4);
+  uint8_t codes[LOGIT_ROWS * ((COLS + 7) / 8)] = {0}, again[sizeof codes];
   struct six *six = zeroed((size_t)(LOGIT_ROWS * groups), sizeof *six);
   struct rng rng = rng_make(3, 3);
   for (int64_t i = 0; i < LOGIT_ROWS * groups; i++)
@@ -358,7 +359,10 @@ static void adamw_cases(void) {
     }
     double got = mask_gradient_squares(gradient, LOGIT_ROWS, COLS);
     assert_true(fabs(got - squares) < 1e-5 * squares);
-    mask_adamw_step(&o, LOGIT_ROWS, COLS, gradient, logits, first, second);
+    int64_t changed = mask_adamw_step(&o, LOGIT_ROWS, COLS, gradient, logits, first, second, codes);
+    assert_true(changed > 0 || o.step > 1);
+    memcpy(again, codes, sizeof again);
+    assert_int_equal(mask_harden(logits, LOGIT_ROWS, COLS, again), 0);
   }
   for (int64_t i = 0; i < LOGIT_ROWS * groups; i++)
     for (int k = 0; k < 5; k++) {

@@ -214,7 +214,7 @@ static void adamw_matches_pytorch(void **state) {
         for (int k = 0; k < MASK_STORED; k++)
           g.gradient[mask_logit_index(g.cols, 0, n, k)] = gradient[n * K + k];
       a.step = (int64_t)s + 1;
-      mask_adamw_step(&a, 1, g.cols, g.gradient, g.logit, g.moment1, g.moment2);
+      mask_adamw_step(&a, 1, g.cols, g.gradient, g.logit, g.moment1, g.moment2, NULL);
       adamw_step(&a, groups * K, gradient, p, first, second);
       mem_free(gradient);
     }
