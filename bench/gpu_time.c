@@ -1,0 +1,304 @@
+/* The timing half of gpu_check: hybrid products against cuBLASLt on the same card, layer by layer.
+ *
+ * Weights are cold, as in a model whose layers follow each other: each timing goes round several
+ * copies that together exceed the second-level cache. The weights are one random tile of each kind,
+ * repeated: what they are does not matter, that they are not zeros does (zeros save power). */
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "gpu.h"
+
+enum { COPIES_MAX = 64, ROUNDS = 5, ALGORITHMS = 8, TOKENS_MAX = 8192 };
+
+static void cuda_must(int code, const char *what) {
+  if (!code) return;
+  fprintf(stderr, "gpu_check: %s failed with code %d\n", what, code);
+  exit(EXIT_FAILURE);
+}
+
+/* --- weights --- */
+
+static void fill_tile(uint8_t *tile, bool sparse, struct rng *rng) {
+  const size_t bytes = sparse ? FRAGMENT_SPARSE_TILE_BYTES : FRAGMENT_DENSE_TILE_BYTES;
+  for (size_t i = 0; i < bytes; i += 2) {
+    uint16_t word = bf16_from_f32(0.05f * (float)rng_normal(rng));
+    if (sparse && i % FRAGMENT_SPARSE_BLOCK_BYTES < FRAGMENT_META_BYTES) {
+      word = 0;
+      for (int g = 0; g < 4; g++)
+        word |= (uint16_t)(sparse_candidate_code[rng_below(rng, SPARSE_CANDIDATES)] << (4 * g));
+    }
+    memcpy(tile + i, &word, 2);
+  }
+}
+
+static void make_fragments(struct fragment_matrix *f, int64_t rows, int64_t cols,
+                           double sparse_share) {
+  static uint8_t tiles[2][FRAGMENT_DENSE_TILE_BYTES];
+  struct rng rng = rng_make(1, 9);
+  struct error err = {0};
+  fill_tile(tiles[0], false, &rng);
+  fill_tile(tiles[1], true, &rng);
+  *f = (struct fragment_matrix){.rows = rows, .cols = cols};
+  f->strips = (rows + FRAGMENT_STRIP_ROWS - 1) / FRAGMENT_STRIP_ROWS;
+  f->tiles_per_strip = (cols + FRAGMENT_TILE_COLS - 1) / FRAGMENT_TILE_COLS;
+  const size_t count = (size_t)(f->strips * f->tiles_per_strip);
+  f->strip = mem_alloc((size_t)f->strips, sizeof *f->strip, &err);
+  f->columns = mem_alloc(count, sizeof *f->columns, &err);
+  f->tiles = mem_alloc(count, FRAGMENT_DENSE_TILE_BYTES, &err);
+  gpu_must(f->strip && f->columns && f->tiles ? STATUS_OK : STATUS_FAILED, &err);
+  for (int64_t s = 0; s < f->strips; s++) {
+    uint16_t *columns = f->columns + s * f->tiles_per_strip;
+    int64_t sparse = 0, dense = f->tiles_per_strip;
+    for (int64_t t = 0; t < f->tiles_per_strip; t++)
+      columns[rng_uniform(&rng) < sparse_share ? sparse++ : --dense] = (uint16_t)t;
+    f->strip[s] = (struct fragment_strip){f->tile_bytes, (uint32_t)sparse};
+    for (int64_t i = 0; i < f->tiles_per_strip; i++)
+      memcpy(f->tiles + fragment_tile_offset(f, s, i), tiles[i < sparse],
+             i < sparse ? FRAGMENT_SPARSE_TILE_BYTES : FRAGMENT_DENSE_TILE_BYTES);
+    f->tile_bytes = fragment_tile_offset(f, s, f->tiles_per_strip);
+  }
+}
+
+/* --- cuBLASLt: Y^T (rows, tokens) = W X^T, all column-major for it --- */
+
+struct blas {
+  cublasLtHandle_t handle;
+  cublasLtMatmulDesc_t operation;
+  cublasLtMatrixLayout_t w, x, y;
+  cublasLtMatmulHeuristicResult_t found[ALGORITHMS];
+  int count, best;
+  void *workspace;
+};
+static const size_t workspace_bytes = 32 << 20;
+
+static void blas_open(struct blas *b, int64_t rows, int64_t cols, int64_t tokens) {
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  cublasLtMatmulPreference_t preference;
+  cuda_must((int)cublasLtMatmulDescCreate(&b->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+            "cublasLtMatmulDescCreate");
+  cublasLtMatmulDescSetAttribute(b->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                 sizeof transposed);
+  cublasLtMatrixLayoutCreate(&b->w, CUDA_R_16BF, (uint64_t)cols, (uint64_t)rows, cols);
+  cublasLtMatrixLayoutCreate(&b->x, CUDA_R_16BF, (uint64_t)cols, (uint64_t)tokens, cols);
+  cublasLtMatrixLayoutCreate(&b->y, CUDA_R_16BF, (uint64_t)rows, (uint64_t)tokens, rows);
+  cublasLtMatmulPreferenceCreate(&preference);
+  cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                       &workspace_bytes, sizeof workspace_bytes);
+  cuda_must((int)cublasLtMatmulAlgoGetHeuristic(b->handle, b->operation, b->w, b->x, b->y, b->y,
+                                                preference, ALGORITHMS, b->found, &b->count),
+            "cublasLtMatmulAlgoGetHeuristic");
+  cublasLtMatmulPreferenceDestroy(preference);
+  b->best = 0;
+}
+
+static void blas_close(struct blas *b) {
+  cublasLtMatrixLayoutDestroy(b->w);
+  cublasLtMatrixLayoutDestroy(b->x);
+  cublasLtMatrixLayoutDestroy(b->y);
+  cublasLtMatmulDescDestroy(b->operation);
+}
+
+/* --- timing --- */
+
+struct contest {
+  const struct gpu_run *run;
+  struct blas blas;
+  struct gpu_product products[COPIES_MAX];
+  uint16_t *dense; /* (copies, rows, cols) */
+  int64_t rows, cols;
+  int copies;
+  uint16_t *x, *y;
+  cudaEvent_t start, stop;
+};
+
+static void run_once(struct contest *c, bool ours, int copy, int algorithm) {
+  struct error err = {0};
+  if (ours) {
+    const struct gpu_operands operands = {c->x, (uint64_t)c->cols, c->y, (uint64_t)c->rows, NULL,
+                                          NULL};
+    gpu_must(gpu_product_run(c->run->gpu, &c->products[copy], &operands, &err), &err);
+    return;
+  }
+  const float one = 1, zero = 0;
+  struct blas *b = &c->blas;
+  cuda_must((int)cublasLtMatmul(
+                b->handle, b->operation, &one, c->dense + (int64_t)copy * c->rows * c->cols, b->w,
+                c->x, b->x, &zero, c->y, b->y, c->y, b->y, &b->found[algorithm].algo, b->workspace,
+                workspace_bytes, (cudaStream_t)gpu_stream(c->run->gpu)),
+            "cublasLtMatmul");
+}
+
+/* Milliseconds a product takes over `count` of them in a row. */
+static double time_run(struct contest *c, bool ours, int count, int algorithm) {
+  cudaStream_t stream = gpu_stream(c->run->gpu);
+  float ms = 0;
+  cudaEventRecord(c->start, stream);
+  for (int i = 0; i < count; i++) run_once(c, ours, i % c->copies, algorithm);
+  cudaEventRecord(c->stop, stream);
+  cuda_must((int)cudaEventSynchronize(c->stop), "a timed run");
+  cudaEventElapsedTime(&ms, c->start, c->stop);
+  return (double)ms / count;
+}
+
+/* So many in a row that a timing takes some 10 ms. */
+static int choose_count(struct contest *c, bool ours) {
+  time_run(c, ours, c->copies, 0);
+  const double ms = time_run(c, ours, c->copies, 0);
+  const double count = ms > 0 ? 10 / ms : 1000;
+  return count < c->copies ? c->copies : count > 1000 ? 1000 : (int)count;
+}
+
+static int by_value(const void *a, const void *b) {
+  const double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* Medians of alternating rounds, so that a card that slows down slows both. */
+static void time_both(struct contest *c, double *ours_ms, double *blas_ms) {
+  double ours[ROUNDS], blas[ROUNDS], best = 1e30;
+  const int count = choose_count(c, true);
+  for (int a = 0; a < c->blas.count; a++) {
+    time_run(c, false, c->copies, a);
+    const double ms = time_run(c, false, c->copies, a);
+    if (ms < best) best = ms, c->blas.best = a;
+  }
+  for (int r = 0; r < ROUNDS; r++) {
+    ours[r] = time_run(c, true, count, 0);
+    blas[r] = time_run(c, false, count, c->blas.best);
+  }
+  qsort(ours, ROUNDS, sizeof *ours, by_value);
+  qsort(blas, ROUNDS, sizeof *blas, by_value);
+  *ours_ms = ours[ROUNDS / 2];
+  *blas_ms = blas[ROUNDS / 2];
+}
+
+/* Gigabytes a second, read and written, of a large copy: the roof of decoding. */
+static double copy_speed(const struct gpu_run *run) {
+  const size_t bytes = (size_t)512 << 20;
+  struct error err = {0};
+  void *from, *to;
+  cudaEvent_t start, stop;
+  float ms = 0;
+  gpu_must(gpu_alloc(run->gpu, bytes, &from, &err), &err);
+  gpu_must(gpu_alloc(run->gpu, bytes, &to, &err), &err);
+  gpu_must(gpu_zero(run->gpu, from, bytes, &err), &err);
+  cudaEventCreate(&start);
+  cudaEventCreate(&stop);
+  cudaStream_t stream = gpu_stream(run->gpu);
+  for (int i = 0; i < 11; i++) {
+    if (i == 1) cudaEventRecord(start, stream);
+    cuda_must((int)cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "a copy");
+  }
+  cudaEventRecord(stop, stream);
+  cudaEventSynchronize(stop);
+  cudaEventElapsedTime(&ms, start, stop);
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  gpu_free(run->gpu, from);
+  gpu_free(run->gpu, to);
+  return 10 * 2 * (double)bytes / ms / 1e6;
+}
+
+/* --- the table --- */
+
+struct layer {
+  const char *name;
+  int64_t rows, cols;
+};
+static const struct layer layers[] = {
+    {"LLaMA-2 7B qo", 4096, 4096},         {"LLaMA-2 7B gate/up", 11008, 4096},
+    {"LLaMA-2 7B down", 4096, 11008},      {"LLaMA-3.1 8B kv", 1024, 4096},
+    {"LLaMA-3.1 8B gate/up", 14336, 4096}, {"LLaMA-3.1 8B down", 4096, 14336},
+    {"Qwen2.5 0.5B qo", 896, 896},         {"Qwen2.5 0.5B gate/up", 4864, 896},
+    {"Qwen2.5 0.5B down", 896, 4864},
+};
+static const uint32_t batches[] = {1, 4, 16, 64, 128, 512, 2048, TOKENS_MAX};
+static const double densities[] = {1, 0.75, 0.65, 0.55, 0.5};
+
+static void time_layer(struct contest *c, const struct layer *layer, double density, double roof,
+                       FILE *ledger) {
+  struct gpu *gpu = c->run->gpu;
+  struct error err = {0};
+  struct fragment_matrix f;
+  struct gpu_matrix copies[COPIES_MAX];
+  make_fragments(&f, layer->rows, layer->cols, 2 * (1 - density));
+  for (int i = 0; i < c->copies; i++) gpu_must(gpu_matrix_upload(gpu, &f, &copies[i], &err), &err);
+  for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
+    if (clock_seconds() > c->run->deadline_s) break;
+    double ours_ms, blas_ms;
+    for (int i = 0; i < c->copies; i++)
+      gpu_must(gpu_product_prepare(gpu, &copies[i], batches[b], 0, &c->products[i], &err), &err);
+    blas_open(&c->blas, layer->rows, layer->cols, batches[b]);
+    time_both(c, &ours_ms, &blas_ms);
+    const double flop = 2.0 * (double)layer->rows * (double)layer->cols * batches[b];
+    gpu_row_begin(ledger, c->run);
+    fprintf(ledger, "%s,%lld,%lld,%g,%u,product_%u,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f\n",
+            layer->name, (long long)layer->rows, (long long)layer->cols, density, batches[b],
+            c->products[0].plan.panel_tokens, c->products[0].plan.blocks, f.tile_bytes, ours_ms,
+            blas_ms, blas_ms / ours_ms, (double)f.tile_bytes / ours_ms / 1e6,
+            (double)f.tile_bytes / ours_ms / 1e6 / roof, flop / ours_ms / 1e9);
+    fflush(ledger);
+    blas_close(&c->blas);
+    for (int i = 0; i < c->copies; i++) gpu_product_free(gpu, &c->products[i]);
+  }
+  for (int i = 0; i < c->copies; i++) gpu_matrix_free(gpu, &copies[i]);
+  fragment_release(&f);
+}
+
+static void *random_on_card(struct gpu *gpu, size_t count) {
+  const size_t piece = 1 << 20;
+  struct error err = {0};
+  struct rng rng = rng_make(2, 2);
+  uint16_t *host = mem_alloc(piece, sizeof *host, &err), *card;
+  void *memory;
+  gpu_must(host ? STATUS_OK : STATUS_FAILED, &err);
+  for (size_t i = 0; i < piece; i++) host[i] = bf16_from_f32(0.05f * (float)rng_normal(&rng));
+  gpu_must(gpu_alloc(gpu, count * sizeof *host, &memory, &err), &err);
+  card = memory;
+  for (size_t at = 0; at < count; at += piece)
+    gpu_must(gpu_upload(gpu, card + at, host, (count - at < piece ? count - at : piece) * 2, &err),
+             &err);
+  gpu_must(gpu_wait(gpu, &err), &err);
+  mem_free(host);
+  return memory;
+}
+
+void gpu_time_products(const struct gpu_run *run, FILE *ledger) {
+  static struct contest c;
+  struct gpu *gpu = run->gpu;
+  const double roof = copy_speed(run);
+  printf("copy: %.0f GB/s\n", roof);
+  fprintf(ledger,
+          "date,commit,card,layer,rows,cols,density,tokens,kernel,blocks,weight_bytes,ms,"
+          "cublaslt_ms,speedup,weight_gb_s,share_of_copy,dense_tflop_s\n");
+  c.run = run;
+  cuda_must((int)cublasLtCreate(&c.blas.handle), "cublasLtCreate");
+  cuda_must((int)cudaMalloc(&c.blas.workspace, workspace_bytes), "a workspace for cuBLASLt");
+  cudaEventCreate(&c.start);
+  cudaEventCreate(&c.stop);
+  for (size_t l = 0; l < sizeof layers / sizeof *layers; l++) {
+    const size_t weights = (size_t)(layers[l].rows * layers[l].cols);
+    c.rows = layers[l].rows;
+    c.cols = layers[l].cols;
+    c.copies = (int)(4 * gpu_facts(gpu)->l2_bytes / (weights * 2 * 9 / 16)) + 2;
+    if (c.copies > COPIES_MAX) c.copies = COPIES_MAX;
+    c.dense = random_on_card(gpu, weights * (size_t)c.copies);
+    c.x = random_on_card(gpu, (size_t)c.cols * TOKENS_MAX);
+    c.y = random_on_card(gpu, (size_t)c.rows * TOKENS_MAX);
+    for (size_t d = 0; d < sizeof densities / sizeof *densities; d++)
+      time_layer(&c, &layers[l], densities[d], roof, ledger);
+    gpu_free(gpu, c.dense);
+    gpu_free(gpu, c.x);
+    gpu_free(gpu, c.y);
+    printf("timed: %s\n", layers[l].name);
+  }
+  cudaEventDestroy(c.start);
+  cudaEventDestroy(c.stop);
+  cudaFree(c.blas.workspace);
+  cublasLtDestroy(c.blas.handle);
+}

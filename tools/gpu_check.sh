@@ -1,0 +1,54 @@
+#!/bin/sh
+# Everything that waits for a card, in one command: builds for the card found, runs every GPU kernel
+# against float64 and the CPU, times them against cuBLASLt, and writes results/gpu_checks.csv,
+# results/gpu_products.csv and a summary. Ten minutes at most; safe to run again.
+# Usage: gpu_check.sh [SECONDS of timing, default 300]
+# Exit status: 0 all right, 1 something is wrong, 77 no card (all was built, nothing was measured).
+set -u
+cd "$(dirname "$0")/.."
+seconds=${1:-300}
+build=build-gpu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# "8.6" of the first card becomes 86; Hopper's kernels use what only 90a has.
+card=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/[^0-9]//gp')
+[ "$card" = 90 ] && card=90a
+if [ -n "$card" ]; then
+  echo "building for sm_$card"
+else
+  echo "no card is listed by nvidia-smi: dry run, built for sm_80"
+  card=80
+fi
+PATH="$PATH:/usr/local/cuda/bin"
+commit=$(git describe --always --dirty --abbrev=10 2>/dev/null || echo unknown)
+{
+  cmake -S . -B "$build" -DTSR_CUDA=ON -DTSR_TESTS=OFF "-DTSR_CUDA_ARCHITECTURES=$card" &&
+    cmake --build "$build" -j"$(nproc)" --target gpu_check
+} >"$work/log" 2>&1 || {
+  tail -30 "$work/log"
+  echo "gpu_check: the build failed"
+  exit 1
+}
+timeout 450 "$build/bench/gpu_check" "$work" "$commit" "$seconds"
+status=$?
+if [ "$status" -eq 77 ]; then
+  echo "gpu_check: everything was built; nothing was checked or measured, because there is no card"
+  exit 77
+fi
+[ "$status" -eq 124 ] && echo "gpu_check: stopped after 450 seconds"
+for ledger in gpu_checks.csv gpu_products.csv; do
+  [ -s "$work/$ledger" ] && cp "$work/$ledger" results/
+done
+
+# Medians of the speed-up over cuBLASLt, and the least, over all layers.
+[ -s "$work/gpu_products.csv" ] && {
+  echo "speed-up over cuBLASLt dense: density, tokens, median and least over the layers"
+  awk -F, 'NR > 1 { print $7 "," $8 "," $14 }' "$work/gpu_products.csv" | sort -t, -k1,1nr -k2,2n -k3,3n |
+    awk -F, '
+      function flush() { if (n) printf "  %-5s %5d  %6.2f %6.2f\n", d, t, v[int((n + 1) / 2)], v[1] }
+      $1 != d || $2 != t { flush(); n = 0; d = $1; t = $2 }
+      { v[++n] = $3 }
+      END { flush() }'
+} | tee results/gpu_summary.txt
+exit "$status"
