@@ -45,6 +45,14 @@ struct model {
 
 /* load.c */
 enum status model_load(struct model *model, struct error *err);
+/* The per-layer and per-site tables of a model whose configuration is known, zeroed. */
+enum status model_make_tables(struct model *model, struct error *err);
+/* Rows and columns of a site's weight, and "model.layers.0.mlp.up_proj." with `what` behind it. */
+enum { SITE_NAME_BYTES = 256 };
+void site_shape(const struct model_config *c, enum site_role role, int64_t *rows, int64_t *cols);
+void site_tensor_name(char out[SITE_NAME_BYTES], int layer, enum site_role role, const char *what);
+/* Positions that a packed matrix keeps. */
+int64_t hybrid_kept(const struct hybrid_matrix *h);
 /* Rows [first, first + rows) of a stored matrix as fp32 in Hugging Face's order: out (rows, cols).
  */
 void origin_rows(const struct tensor_origin *origin, int64_t cols, int64_t first, int64_t rows,

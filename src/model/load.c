@@ -19,7 +19,7 @@ const char *const site_role_name[SITE_ROLES] = {"q_proj",    "k_proj",  "v_proj"
                                                 "gate_proj", "up_proj", "down_proj"};
 static const char *const site_parent[SITE_ROLES] = {
     "self_attn", "self_attn", "self_attn", "self_attn", "mlp", "mlp", "mlp"};
-enum { NAME_BYTES = 256, EXPAND_ITEM_ELEMENTS = 1 << 16 };
+enum { NAME_BYTES = SITE_NAME_BYTES, EXPAND_ITEM_ELEMENTS = 1 << 16 };
 
 struct loader {
   struct model *model;
@@ -213,7 +213,7 @@ static bool is_packed(const struct loader *in, const char *name) {
   return store_has(&in->model->store, part);
 }
 
-static int64_t hybrid_kept(const struct hybrid_matrix *h) {
+int64_t hybrid_kept(const struct hybrid_matrix *h) {
   int64_t kept = 0, tiles = hybrid_tile_rows(h) * hybrid_tile_cols(h);
   for (int64_t t = 0; t < tiles; t++) {
     struct tile_box box = hybrid_tile_box(h, t);
@@ -258,8 +258,7 @@ static void load_packed(struct loader *in, struct linear_site *site, int64_t row
 
 /* --- blocks --- */
 
-static void site_shape(const struct model_config *c, enum site_role role, int64_t *rows,
-                       int64_t *cols) {
+void site_shape(const struct model_config *c, enum site_role role, int64_t *rows, int64_t *cols) {
   *cols = c->hidden_size;
   switch (role) {
     case SITE_Q:
@@ -289,8 +288,7 @@ static bool site_has_bias(const struct model_config *c, enum site_role role) {
   return role < SITE_O ? c->qkv_bias : c->mlp_bias;
 }
 
-static void site_tensor_name(char out[NAME_BYTES], int layer, enum site_role role,
-                             const char *what) {
+void site_tensor_name(char out[NAME_BYTES], int layer, enum site_role role, const char *what) {
   snprintf(out, NAME_BYTES, "model.layers.%d.%s.%s.%s", layer, site_parent[role],
            site_role_name[role], what);
 }
@@ -359,7 +357,7 @@ static void load_ends(struct loader *in) {
   if (memory) keep(in, memory);
 }
 
-static enum status make_tables(struct model *m, struct error *err) {
+enum status model_make_tables(struct model *m, struct error *err) {
   size_t layers = (size_t)m->config.layers, sites = layers * SITE_ROLES;
   m->blocks = mem_alloc(layers, sizeof *m->blocks, err);
   m->sites = mem_alloc(sites, sizeof *m->sites, err);
@@ -373,7 +371,7 @@ static enum status make_tables(struct model *m, struct error *err) {
 enum status model_load(struct model *m, struct error *err) {
   struct loader in = {.model = m, .err = err};
   void *memory;
-  in.status = make_tables(m, err);
+  in.status = model_make_tables(m, err);
   if (in.status != STATUS_OK) return in.status;
   load_matrix(&in, "model.embed_tokens.weight", m->config.vocab_size, m->config.hidden_size, 0, -1,
               &m->embed.dense, &memory);
