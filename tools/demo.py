@@ -204,7 +204,8 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
             else:
                 self.tessera("export", self.path("model.gguf"), "--to", "hf", "--out", packed)
         self.say("decode speed, dense against hybrid")
-        return self.measured("bench.json", "bench", self.path("dense-bf16"), self.path("joint-bf16"))
+        return self.measured("bench.json", "bench", self.path("dense-bf16"), self.path("joint-bf16"),
+                             "--decode", "1,8", "--prefill", "128,512")
 
     def write_results(self, results, bench):
         """results.jsonl, which the report reads (docs/RECORD.md)."""

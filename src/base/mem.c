@@ -2,6 +2,7 @@
  * block of gigabytes is zero without being touched and goes back to the system when freed. */
 #include "base/mem.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -104,4 +105,25 @@ size_t mem_peak_bytes(void) {
   struct rusage usage;
   if (getrusage(RUSAGE_SELF, &usage)) return 0;
   return (size_t)usage.ru_maxrss * 1024;
+}
+
+/* The number behind `key` in the first line of a file that begins with it; 0 when there is none. */
+static size_t number_in(const char *path, const char *key) {
+  char line[256];
+  size_t value = 0;
+  FILE *file = fopen(path, "r");
+  if (!file) return 0;
+  while (!value && fgets(line, sizeof line, file))
+    if (!strncmp(line, key, strlen(key))) value = strtoull(line + strlen(key), NULL, 10);
+  fclose(file);
+  return value;
+}
+
+size_t mem_available_bytes(void) {
+  size_t system = number_in("/proc/meminfo", "MemAvailable:") * 1024;
+  size_t limit = number_in("/sys/fs/cgroup/memory.max", ""); /* 0 for "max" */
+  size_t used = number_in("/sys/fs/cgroup/memory.current", "");
+  if (!limit) return system;
+  size_t group = limit > used ? limit - used : 1;
+  return group < system ? group : system;
 }

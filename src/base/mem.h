@@ -31,5 +31,8 @@ static inline bool checked_add(size_t a, size_t b, size_t *out) {
 
 /* Peak resident set of this process so far, in bytes; 0 where the system does not say. */
 size_t mem_peak_bytes(void);
+/* Bytes that this process could still take without others being swapped out: what the system says,
+ * or less where a control group limits it. 0 where the system does not say. */
+size_t mem_available_bytes(void);
 
 #endif

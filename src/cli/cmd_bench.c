@@ -5,69 +5,104 @@
 
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/parallel.h"
+#include "cli/bench.h"
 #include "cli/commands.h"
 #include "cli/inputs.h"
+#include "cli/numbers.h"
 #include "cli/output.h"
-#include "eval/speed.h"
 #include "kernel/ops.h"
+#include "kernel/select.h"
+#include "model/synthetic.h"
 
-struct settings {
-  int64_t rounds;
-  double seconds;
-  struct text_list prefill;
-  struct common_options common;
-};
+#define AT(member) offsetof(struct bench_settings, member)
 
 static const struct option options[] = {
-    {"rounds", OPTION_INT, offsetof(struct settings, rounds), "5", 1, 1000, NULL, "N",
+    {"decode", OPTION_LIST, AT(decode), NULL, 0, 0, NULL, "N,..",
+     "sequences that are decoded together, or none [default: 1,2,4,8,16,32,64]"},
+    {"prefill", OPTION_LIST, AT(prefill), NULL, 0, 0, NULL, "N,..",
+     "lengths of prompts to read, or none [default: 128,512,2048]"},
+    {"rounds", OPTION_INT, AT(rounds), "5", 1, SPEED_ROUNDS_MAX, NULL, "N",
      "times that each is measured, in turn with the others; the median counts"},
-    {"seconds", OPTION_REAL, offsetof(struct settings, seconds), "0.5", 0.01, 60, NULL, "S",
-     "how long one decode run takes, about"},
-    {"prefill", OPTION_LIST, offsetof(struct settings, prefill), NULL, 0, 0, NULL, "N",
-     "length of a prompt to read; may be given several times [default: 128 and 512]"},
-    COMMON_OPTIONS(struct settings, common)};
+    {"seconds", OPTION_REAL, AT(seconds), "0.5", 0.01, 60, NULL, "S",
+     "how long one run takes, about; a prompt is read once at least"},
+    {"synthetic", OPTION_LIST, AT(synthetic), NULL, 0, 0, NULL, "NAME",
+     "measure random weights in the shapes of llama2-7b, llama3.1-8b, qwen2.5-0.5b ..., blocks "
+     "only: dense, and hybrid at each --density"},
+    {"layers", OPTION_INT, AT(layers), "0", 0, MODEL_LAYERS_MAX, NULL, "N",
+     "blocks of a synthetic model; 0 means enough for half a gigabyte of dense weights"},
+    {"density", OPTION_LIST, AT(density), NULL, 0, 0, NULL, "D,..",
+     "share of a synthetic model's weights that is kept [default: 0.75,0.65,0.55,0.5]"},
+    {"dtype", OPTION_CHOICE, AT(dtype), "bf16", 0, 0, "bf16|f16|f32", "TYPE",
+     "element type of synthetic weights"},
+    {"seed", OPTION_INT, AT(seed), "1", 0, INT32_MAX, NULL, "N",
+     "of synthetic weights and of the draw of their 2:4 tiles"},
+    {"isa", OPTION_TEXT, AT(isa), NULL, 0, 0, NULL, "NAME",
+     "instruction set to use, at most what the machine has; as TSR_ISA does"},
+    {"precision", OPTION_CHOICE, AT(precision), NULL, 0, 0, "fp32|bf16", NULL,
+     "what products round their operands to while a prompt is read (default: as generate does, "
+     "bf16 "
+     "where the processor multiplies it, else fp32)"},
+    {"kv", OPTION_CHOICE, AT(kv), "f16", 0, 0, INPUTS_KV_CHOICES, NULL,
+     "how keys and values of the context are kept, as in generate"},
+    {"peers", OPTION_FLAG, AT(peers), NULL, 0, 0, NULL, NULL,
+     "also measure llama.cpp and PyTorch on the dense weights; PYTHON names the interpreter that "
+     "has llama-cpp-python, torch and transformers"},
+    {"peer", OPTION_LIST, AT(peer), NULL, 0, 0, NULL, "NAME",
+     "only this peer: llama.cpp or pytorch"},
+    COMMON_OPTIONS(struct bench_settings, common)};
 
-enum { CASES_MAX = TEXT_LIST_MAX + 1, ENTRIES_MAX = 2 * TEXT_LIST_MAX, PREFILL_MOST = 1 << 17 };
+enum { DENSITIES_MAX = 32 };
 
-/* One model that is measured. */
-struct entry {
-  struct model *model;
-  bool hybrid;
-  bool made;       /* the dense form of a hybrid model, made for the comparison */
-  int dense_entry; /* what a hybrid model is compared with */
-};
-
-struct job {
-  const struct settings *settings;
-  struct speed_case cases[CASES_MAX];
-  int case_count;
-  struct entry entries[ENTRIES_MAX];
-  int entry_count;
-  struct speed_figure *figures; /* (entries, cases) */
-  double *reads;                /* (entries) bytes a second */
-};
-
-static enum status choose_cases(struct job *job, struct error *err) {
-  static const struct text_list usual = {.items = {"128", "512"}, .count = 2};
-  const struct text_list *given = &job->settings->prefill;
-  const struct text_list *lengths = given->count ? given : &usual;
-  job->cases[job->case_count++] = (struct speed_case){SPEED_DECODE, 1};
-  for (int i = 0; i < lengths->count; i++) {
-    char *end;
-    long long length = strtoll(lengths->items[i], &end, 10);
-    if (end == lengths->items[i] || *end || length < 1 || length > PREFILL_MOST)
-      return error_set(err, STATUS_USAGE, "--prefill needs a length from 1 to %d, not \"%s\"",
-                       PREFILL_MOST, lengths->items[i]);
-    job->cases[job->case_count++] = (struct speed_case){SPEED_PREFILL, length};
-  }
+enum status bench_add(struct bench_job *job, const struct bench_entry *entry, struct error *err) {
+  if (job->entry_count == BENCH_ENTRIES_MAX)
+    return error_set(err, STATUS_USAGE, "more than %d models cannot be measured in one run",
+                     BENCH_ENTRIES_MAX);
+  job->entries[job->entry_count++] = *entry;
   return STATUS_OK;
 }
+
+/* Adds a model in the form in which generate runs it; a model that cannot be added is closed. */
+static enum status add_model(struct bench_job *job, const struct bench_entry *entry,
+                             struct error *err) {
+  enum status status = model_prepare(entry->model, false, err);
+  if (!status) status = bench_add(job, entry, err);
+  if (status) model_close(entry->model);
+  return status;
+}
+
+/* --- cases --- */
+
+static enum status choose_cases(struct bench_job *job, struct error *err) {
+  const struct bench_settings *s = job->settings;
+  int64_t values[BENCH_CASES_MAX];
+  int count = 0;
+  enum status status =
+      numbers_integers(&s->decode, "1,2,4,8,16,32,64", "decode", 1, SESSION_SLOTS_MAX, values,
+                       BENCH_CASES_MAX / 2, &count, err);
+  for (int i = 0; i < count; i++)
+    job->cases[job->case_count++] = (struct speed_case){SPEED_DECODE, values[i]};
+  if (status) return status;
+  status = numbers_integers(&s->prefill, "128,512,2048", "prefill", 1, BENCH_PREFILL_MOST, values,
+                            BENCH_CASES_MAX / 2, &count, err);
+  for (int i = 0; i < count; i++)
+    job->cases[job->case_count++] = (struct speed_case){SPEED_PREFILL, values[i]};
+  if (status || job->case_count) return status;
+  return error_set(err, STATUS_USAGE, "--decode none and --prefill none leave nothing to measure");
+}
+
+/* --- models --- */
 
 static bool is_hybrid(const struct model *model) {
   for (int i = 0; i < model_site_count(model); i++)
     if (linear_is_hybrid(&model_site(model, i)->weight)) return true;
   return false;
+}
+
+const char *bench_dtype(const struct model *model) {
+  enum dtype first = linear_dtype(&model_site(model, 0)->weight);
+  for (int i = 1; i < model_site_count(model); i++)
+    if (linear_dtype(&model_site(model, i)->weight) != first) return "mixed";
+  return dtype_traits(first)->name;
 }
 
 /* The same shapes and element types everywhere: what one reads more, the other leaves out. */
@@ -85,199 +120,193 @@ static bool same_form(const struct model *a, const struct model *b) {
   return true;
 }
 
-static enum status open_models(struct job *job, const struct text_list *paths, struct error *err) {
+static enum status open_models(struct bench_job *job, const struct text_list *paths,
+                               struct error *err) {
   for (int i = 0; i < paths->count; i++) {
-    struct entry *e = &job->entries[job->entry_count];
-    enum status status = model_open(&e->model, paths->items[i], err);
+    struct bench_entry entry = {.dense_entry = -1};
+    enum status status = model_open(&entry.model, paths->items[i], err);
     if (status) return status;
-    e->hybrid = is_hybrid(e->model);
-    e->dense_entry = -1;
-    job->entry_count++;
+    entry.hybrid = is_hybrid(entry.model);
+    status = add_model(job, &entry, err);
+    if (status) return status;
   }
   return STATUS_OK;
 }
 
 /* Each hybrid model gets an opponent: a dense model of the list, or itself made dense. */
-static enum status find_dense_forms(struct job *job, struct error *err) {
+static enum status find_dense_forms(struct bench_job *job, struct error *err) {
   int given = job->entry_count;
   for (int i = 0; i < given; i++) {
-    struct entry *e = &job->entries[i];
+    struct bench_entry *e = &job->entries[i];
     if (!e->hybrid) continue;
     for (int j = 0; j < job->entry_count && e->dense_entry < 0; j++)
       if (!job->entries[j].hybrid && same_form(e->model, job->entries[j].model)) e->dense_entry = j;
     if (e->dense_entry >= 0) continue;
-    struct entry *dense = &job->entries[job->entry_count];
-    enum status status = model_open(&dense->model, model_path(e->model), err);
+    struct bench_entry dense = {.made = true, .dense_entry = -1};
+    enum status status = model_open(&dense.model, model_path(e->model), err);
     if (status) return status;
-    e->dense_entry = job->entry_count++;
-    dense->made = true;
-    dense->dense_entry = -1;
-    status = model_unpack(dense->model, err);
+    status = model_unpack(dense.model, err);
+    if (status)
+      model_close(dense.model);
+    else
+      status = add_model(job, &dense, err);
     if (status) return status;
+    e->dense_entry = job->entry_count - 1;
   }
   return STATUS_OK;
 }
 
-/* As generate runs them. */
-static enum status prepare_models(struct job *job, struct error *err) {
-  enum status status = STATUS_OK;
-  for (int i = 0; i < job->entry_count && !status; i++)
-    status = model_prepare(job->entries[i].model, false, err);
+/* --- synthetic models --- */
+
+/* The dense form and one model for each density, of every shape: settled, most bytes first. */
+struct plan {
+  struct synthetic_model models[BENCH_ENTRIES_MAX];
+  int count;
+};
+
+static enum status plan_models(const struct bench_settings *s, struct plan *plan,
+                               struct error *err) {
+  static const enum dtype dtypes[] = {DTYPE_BF16, DTYPE_F16, DTYPE_F32};
+  double densities[DENSITIES_MAX];
+  int count;
+  enum status status = numbers_reals(&s->density, "0.75,0.65,0.55,0.5", "density", 0.5, 1,
+                                     densities, DENSITIES_MAX, &count, err);
+  for (int i = 0; i < s->synthetic.count && !status; i++)
+    for (int d = -1; d < count && !status; d++) {
+      struct synthetic_model *m = &plan->models[plan->count];
+      if (d >= 0 && densities[d] == 1) continue;
+      if (plan->count == BENCH_ENTRIES_MAX)
+        return error_set(err, STATUS_USAGE, "more than %d models cannot be measured in one run",
+                         BENCH_ENTRIES_MAX);
+      *m = (struct synthetic_model){s->synthetic.items[i], (int)s->layers, dtypes[s->dtype],
+                                    d < 0 ? 1 : densities[d], (uint64_t)s->seed};
+      status = synthetic_settle(m, err);
+      plan->count++;
+    }
   return status;
 }
 
-static enum status measure(struct job *job, struct error *err) {
-  const struct model *models[ENTRIES_MAX];
-  for (int i = 0; i < job->entry_count; i++) models[i] = job->entries[i].model;
-  size_t entries = (size_t)job->entry_count;
-  job->figures = mem_alloc(entries * (size_t)job->case_count, sizeof *job->figures, err);
-  job->reads = mem_alloc(entries, sizeof *job->reads, err);
-  if (!job->figures || !job->reads) return STATUS_FAILED;
+/* All models are in memory at once, because rounds are interleaved: said, and held against what
+ * there is, before any is made. */
+static enum status check_memory(const struct plan *plan, struct error *err) {
+  double bytes = 0, available = (double)mem_available_bytes();
+  char need[32], have[32];
+  for (int i = 0; i < plan->count; i++) bytes += (double)synthetic_bytes(&plan->models[i]);
+  format_bytes(need, bytes);
+  format_bytes(have, available);
+  if (available > 0 && bytes > 0.9 * available)
+    return error_set(err, STATUS_REFUSED,
+                     "%d synthetic models take %s of weights and %s of memory are free; give fewer "
+                     "--layers or fewer values of --density",
+                     plan->count, need, have);
+  log_info("making %d synthetic models: %s of weights, %s of memory are free", plan->count, need,
+           available > 0 ? have : "an unknown amount");
+  return STATUS_OK;
+}
+
+static enum status make_models(struct bench_job *job, struct error *err) {
+  if (job->settings->synthetic.count == 0) return STATUS_OK;
+  struct plan *plan = mem_alloc(1, sizeof *plan, err);
+  if (!plan) return STATUS_FAILED;
+  enum status status = plan_models(job->settings, plan, err);
+  if (!status) status = check_memory(plan, err);
+  for (int i = 0; i < plan->count && !status; i++) {
+    struct bench_entry entry = {.hybrid = plan->models[i].density < 1, .dense_entry = -1};
+    status = synthetic_open(&entry.model, &plan->models[i], err);
+    if (!status) status = add_model(job, &entry, err);
+  }
+  mem_free(plan);
+  return status;
+}
+
+/* --- the run --- */
+
+enum precision bench_precision(const struct bench_settings *s) {
+  return s->precision < 0 ? precision_fastest() : (enum precision)s->precision;
+}
+
+static enum status choose_isa(const char *isa, struct error *err) {
+  if (!isa || kernel_table_use(isa)) return STATUS_OK;
+  return error_set(err, STATUS_USAGE,
+                   "--isa %s: there is no such instruction set, or this machine lacks it; without "
+                   "the option it uses %s",
+                   isa, kernel_isa());
+}
+
+static enum status check_request(const struct bench_settings *s, const struct text_list *paths,
+                                 struct error *err) {
+  if (paths->count == 0 && s->synthetic.count == 0)
+    return error_set(err, STATUS_USAGE, "give models to measure, or --synthetic NAME");
+  if (s->synthetic.count == 0 && (s->layers || s->density.count))
+    return error_set(err, STATUS_USAGE, "--layers and --density are for --synthetic models");
+  if (paths->count == 0 && (s->peers || s->peer.count))
+    return error_set(err, STATUS_USAGE,
+                     "peers read models from files, which synthetic ones do not have");
+  return STATUS_OK;
+}
+
+static enum status measure(struct bench_job *job, struct error *err) {
+  const struct bench_settings *s = job->settings;
+  struct speed_entry entries[BENCH_ENTRIES_MAX];
+  for (int i = 0; i < job->entry_count; i++)
+    entries[i] = (struct speed_entry){job->entries[i].model, job->entries[i].peer};
   struct speed_settings speed = {.cases = job->cases,
                                  .case_count = job->case_count,
-                                 .rounds = (int)job->settings->rounds,
-                                 .decode_s = job->settings->seconds};
-  return speed_measure(models, job->entry_count, &speed, job->figures, job->reads, err);
+                                 .rounds = (int)s->rounds,
+                                 .precision = bench_precision(s),
+                                 .kv = inputs_kv_types[s->kv],
+                                 .seconds = s->seconds};
+  return speed_measure(&job->result, entries, job->entry_count, &speed, err);
 }
 
-/* --- results --- */
-
-static const struct speed_figure *figure_of(const struct job *job, int entry, int which) {
-  return &job->figures[entry * job->case_count + which];
-}
-
-static const char *dtype_name(const struct model *model) {
-  enum dtype first = linear_dtype(&model_site(model, 0)->weight);
-  for (int i = 1; i < model_site_count(model); i++)
-    if (linear_dtype(&model_site(model, i)->weight) != first) return "mixed";
-  return dtype_traits(first)->name;
-}
-
-/* Of a hybrid row over its dense form; NAN for dense rows. */
-static double speedup_of(const struct job *job, int entry, int which) {
-  int dense = job->entries[entry].dense_entry;
-  return dense < 0 ? NAN
-                   : figure_of(job, entry, which)->tokens_per_s /
-                         figure_of(job, dense, which)->tokens_per_s;
-}
-
-static double roofline_of(const struct job *job, int entry, int which) {
-  int dense = job->entries[entry].dense_entry;
-  return dense < 0 ? NAN
-                   : figure_of(job, dense, which)->bytes_per_token /
-                         figure_of(job, entry, which)->bytes_per_token;
-}
-
-static const char *phase_name(const struct speed_case *c) {
-  return c->phase == SPEED_DECODE ? "decode" : "prefill";
-}
-
-static json_t *row_json(const struct job *job, int entry, int which) {
-  const struct entry *e = &job->entries[entry];
-  const struct speed_figure *f = figure_of(job, entry, which);
-  json_t *row = json_object();
-  json_object_set_new(row, "model", json_string(model_path(e->model)));
-  json_object_set_new(row, "form", json_string(e->hybrid ? "hybrid" : "dense"));
-  json_object_set_new(row, "dtype", json_string(dtype_name(e->model)));
-  json_object_set_new(row, "density", output_real(e->made ? 1.0 : model_density(e->model)));
-  json_object_set_new(row, "phase", json_string(phase_name(&job->cases[which])));
-  json_object_set_new(row, "batch", json_integer(job->cases[which].batch));
-  json_object_set_new(row, "tokens_per_s", output_real(f->tokens_per_s));
-  json_object_set_new(row, "bytes_per_token", output_real(f->bytes_per_token));
-  json_object_set_new(row, "read_share", output_real(f->read_share));
-  json_object_set_new(row, "read_bytes_per_s", output_real(job->reads[entry]));
-  json_object_set_new(row, "speedup", output_real(speedup_of(job, entry, which)));
-  json_object_set_new(row, "roofline", output_real(roofline_of(job, entry, which)));
-  return row;
-}
-
-static json_t *result_json(const struct job *job) {
-  json_t *out = json_object(), *rows = json_array();
-  for (int i = 0; i < job->entry_count; i++)
-    for (int which = 0; which < job->case_count; which++)
-      json_array_append_new(rows, row_json(job, i, which));
-  json_object_set_new(out, "rows", rows);
-  json_object_set_new(out, "precision", json_string("fp32"));
-  json_object_set_new(out, "isa", json_string(kernel_isa()));
-  json_object_set_new(out, "threads", json_integer(parallel_threads()));
-  json_object_set_new(out, "rounds", json_integer(job->settings->rounds));
-  return out;
-}
-
-static void ratio_cell(struct table *table, double value) {
-  if (isnan(value))
-    table_cell(table, "-");
-  else
-    table_cell(table, "%.2fx", value);
-}
-
-static void print_row(struct table *table, const struct job *job, int entry, int which) {
-  const struct entry *e = &job->entries[entry];
-  const struct speed_figure *f = figure_of(job, entry, which);
-  char bytes[32];
-  format_bytes(bytes, f->bytes_per_token);
-  table_cell(table, "%s%s", model_path(e->model), e->made ? ", made dense" : "");
-  table_cell(table, "%s %s", dtype_name(e->model), e->hybrid ? "hybrid" : "dense");
-  table_cell(table, "%s %lld", phase_name(&job->cases[which]), (long long)job->cases[which].batch);
-  table_cell(table, "%.1f", f->tokens_per_s);
-  table_cell(table, "%s", bytes);
-  table_cell(table, "%.0f %%", 100 * f->read_share);
-  ratio_cell(table, speedup_of(job, entry, which));
-  ratio_cell(table, roofline_of(job, entry, which));
-}
-
-static void print_result(const struct job *job) {
-  static const char *const titles[] = {"model",         "weights", "phase",      "tokens/s",
-                                       "a token reads", "of read", "over dense", "by bytes"};
-  struct table table = {0};
-  char compute[96];
-  for (int c = 0; c < 8; c++) table_column(&table, titles[c], c < 3 ? TABLE_LEFT : TABLE_RIGHT);
-  for (int which = 0; which < job->case_count; which++)
-    for (int i = 0; i < job->entry_count; i++) print_row(&table, job, i, which);
-  output_table(&table);
-  table_free(&table);
-  inputs_describe_compute(PRECISION_FP32, compute);
-  log_info("%s; medians of %lld interleaved rounds; a plain read of the weights: %.1f GB/s",
-           compute, (long long)job->settings->rounds, job->reads[0] / 1e9);
-}
-
-static void release(struct job *job) {
-  for (int i = 0; i < ENTRIES_MAX; i++) model_close(job->entries[i].model);
-  mem_free(job->figures);
-  mem_free(job->reads);
+static void release(struct bench_job *job) {
+  for (int i = 0; i < job->entry_count; i++) {
+    struct bench_entry *e = &job->entries[i];
+    peer_stop(e->peer);
+    if (!e->peer) model_close(e->model);
+  }
+  speed_result_free(&job->result);
 }
 
 static enum status run(const struct command *command, void *settings, struct text_list *positionals,
                        struct error *err) {
-  const struct settings *s = settings;
+  const struct bench_settings *s = settings;
   common_apply(&s->common);
-  struct job *job = calloc(1, sizeof *job);
-  INVARIANT(job != NULL);
+  struct bench_job *job = mem_alloc(1, sizeof *job, err);
+  if (!job) return STATUS_FAILED;
   job->settings = s;
-  enum status status = choose_cases(job, err);
+  enum status status = check_request(s, positionals, err);
+  if (!status) status = choose_isa(s->isa, err);
+  if (!status) status = choose_cases(job, err);
   if (!status) status = open_models(job, positionals, err);
+  if (!status) status = make_models(job, err);
   if (!status) status = find_dense_forms(job, err);
-  if (!status) status = prepare_models(job, err);
+  if (!status && (s->peers || s->peer.count)) status = bench_start_peers(job, err);
   if (!status) status = measure(job, err);
-  if (!status && output_to_people(&s->common)) print_result(job);
-  if (!status) status = common_write_json(&s->common, result_json(job), err);
+  if (!status && output_to_people(&s->common)) bench_print(job);
+  if (!status) status = common_write_json(&s->common, bench_json(job), err);
   release(job);
-  free(job);
+  mem_free(job);
   return status;
 }
 
 const struct command command_bench = {
     .name = "bench",
-    .positionals = "MODEL [MODEL ...]",
-    .least_positionals = 1,
+    .positionals = "[MODEL ...]",
+    .least_positionals = 0,
     .most_positionals = TEXT_LIST_MAX,
     .summary = "measure decode and prefill speed, hybrid against dense",
     .description =
-        "Decodes at batch 1 and reads prompts, every model in turn, round after round. A hybrid\n"
-        "model is compared with the dense model of the same shapes among those given, or with\n"
-        "itself made dense. Beside the speed stands what the weights' bytes allow: the share of a\n"
-        "plain read's bandwidth that is reached, and the gain that fewer bytes would give.",
-    .example = "tessera bench dense-bf16 hybrid-bf16 --json speed.json",
+        "Decodes batches and reads prompts, every model in turn, round after round. A hybrid "
+        "model\n"
+        "is compared with the dense model of the same shapes among those given, or with itself "
+        "made\n"
+        "dense. Beside the speed stands what the weights' bytes allow: the share of a plain "
+        "read's\n"
+        "bandwidth that is reached, and the roofline, the gain that fewer bytes would give.",
+    .example =
+        "tessera bench dense-bf16 hybrid-bf16 --decode 1,8 --json speed.json\n"
+        "  tessera bench --synthetic llama2-7b --layers 4 --density 0.55",
     .options = options,
-    .settings_bytes = sizeof(struct settings),
+    .settings_bytes = sizeof(struct bench_settings),
     .run = run};

@@ -53,12 +53,9 @@ static const struct option options[] = {
      NULL,
      "what products round their operands to while a prompt is read (default: bf16 where the "
      "processor multiplies it, else fp32)"},
-    {"kv", OPTION_CHOICE, offsetof(struct settings, kv), "f16", 0, 0, "f32|f16|bf16|int8", NULL,
+    {"kv", OPTION_CHOICE, offsetof(struct settings, kv), "f16", 0, 0, INPUTS_KV_CHOICES, NULL,
      "how keys and values of the context are kept: int8 has a scale for each position and head"},
     COMMON_OPTIONS(struct settings, common)};
-
-/* In the order of --kv's choices. */
-static const enum dtype kv_types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_I8};
 
 enum { CHAT_CONTEXT = 4096, LINE_BYTES_MAX = 1 << 20 };
 
@@ -95,7 +92,7 @@ static enum status make_generator(struct job *job, int64_t needed, struct error 
   if (capacity > most) capacity = most;
   struct sampler_settings sampler = sampler_of(job->settings);
   enum status status = generator_init(&job->generator, job->model, job->tokenizer, capacity,
-                                      kv_types[job->settings->kv], &sampler, err);
+                                      inputs_kv_types[job->settings->kv], &sampler, err);
   if (!status) model_session_set_precision(job->generator.session, precision_of(job->settings));
   return status;
 }
@@ -124,7 +121,8 @@ static json_t *result_json(const struct job *job, const char *prompt,
   json_object_set_new(out, "prompt_s", output_real(r->prompt_s));
   json_object_set_new(out, "decode_s", output_real(r->decode_s));
   json_object_set_new(out, "precision", json_string(precision_name[precision_of(job->settings)]));
-  json_object_set_new(out, "kv", json_string(dtype_traits(kv_types[job->settings->kv])->name));
+  json_object_set_new(out, "kv",
+                      json_string(dtype_traits(inputs_kv_types[job->settings->kv])->name));
   json_object_set_new(out, "seed", json_integer(job->settings->seed));
   return out;
 }

@@ -7,6 +7,8 @@
 #include "base/parallel.h"
 #include "kernel/ops.h"
 
+const enum dtype inputs_kv_types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_I8};
+
 enum status inputs_model(struct model **out, const char *path, const char *mask,
                          struct error *err) {
   struct mask_set masks = {0};

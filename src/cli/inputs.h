@@ -11,4 +11,8 @@ enum status inputs_model(struct model **out, const char *path, const char *mask,
 /* "fp32, avx2, 2 threads": how this process computes. */
 void inputs_describe_compute(enum precision precision, char out[96]);
 
+/* What --kv may be, and the types in the order of these choices. */
+#define INPUTS_KV_CHOICES "f32|f16|bf16|int8"
+extern const enum dtype inputs_kv_types[];
+
 #endif

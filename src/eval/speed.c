@@ -1,6 +1,8 @@
-/* Speed: see speed.h. */
+/* Speed: see speed.h. A run goes on until its time is up and gives tokens over seconds; sessions
+ * live for one run, so that only one model's keys and values take memory at a time. */
 #include "eval/speed.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,192 +10,203 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/parallel.h"
+#include "eval/speed_read.h"
 
-/* --- the weights as spans of memory --- */
-
-enum { SPANS_PER_WEIGHT = 3, PIECE_BYTES = 1 << 20, CONTEXT_TOKENS = 32, DECODE_MOST = 4096 };
-
-struct span {
-  const uint8_t *data;
-  size_t bytes;
-};
-
-struct spans {
-  struct span *items;
-  size_t count;
-  size_t bytes;
-  int64_t *first_piece; /* (count + 1) pieces of PIECE_BYTES before each span */
-};
-
-static void add_span(struct spans *s, const void *data, size_t bytes) {
-  s->items[s->count++] = (struct span){data, bytes};
-  s->bytes += bytes;
-}
-
-static size_t elements_bytes(enum dtype dtype, int64_t count) {
-  size_t bytes;
-  INVARIANT(dtype_bytes(dtype, (uint64_t)count, &bytes));
-  return bytes;
-}
-
-static void add_weight(struct spans *s, const struct linear_weight *w) {
-  if (w->strips) {
-    add_span(s, w->strips->data, w->strips->stored_bytes);
-    return;
-  }
-  const struct hybrid_matrix *h = w->hybrid;
-  if (!h) {
-    add_span(s, w->dense.data, elements_bytes(w->dense.dtype, w->dense.rows * w->dense.cols));
-    return;
-  }
-  struct hybrid_sizes sizes;
-  INVARIANT(!hybrid_measure(h->rows, h->cols, h->tile_rows, h->tile_cols, h->dtype, h->tile_map,
-                            &sizes, NULL));
-  add_span(s, h->dense, sizes.dense_bytes);
-  add_span(s, h->values, sizes.values_bytes);
-  add_span(s, h->codes, sizes.codes_bytes);
-}
-
-static void spans_free(struct spans *s) {
-  mem_free(s->items);
-  mem_free(s->first_piece);
-  *s = (struct spans){0};
-}
-
-static enum status spans_of(struct spans *s, const struct model *model, struct error *err) {
-  size_t most = SPANS_PER_WEIGHT * ((size_t)model_site_count(model) + 1);
-  *s = (struct spans){.items = mem_alloc(most, sizeof *s->items, err)};
-  s->first_piece = mem_alloc(most + 1, sizeof *s->first_piece, err);
-  if (!s->items || !s->first_piece) {
-    spans_free(s);
-    return STATUS_FAILED;
-  }
-  for (int i = 0; i < model_site_count(model); i++) add_weight(s, &model_site(model, i)->weight);
-  add_weight(s, model_head(model));
-  for (size_t i = 0; i < s->count; i++)
-    s->first_piece[i + 1] =
-        s->first_piece[i] + (int64_t)((s->items[i].bytes + PIECE_BYTES - 1) / PIECE_BYTES);
-  return STATUS_OK;
-}
+static const double WARM_UP_SHARE = 0.2; /* of the time of a run */
 
 size_t speed_weight_bytes(const struct model *model) {
-  struct spans spans;
-  struct error err;
-  if (spans_of(&spans, model, &err)) return 0;
+  struct weight_spans spans;
+  if (weight_spans_init(&spans, model, NULL)) return 0;
   size_t bytes = spans.bytes;
-  spans_free(&spans);
+  weight_spans_free(&spans);
   return bytes;
 }
 
-/* --- the plain read --- */
-
-/* Sums of 32-byte vectors: the compiler's own, so this is plain C on any machine. */
-typedef uint64_t lanes __attribute__((vector_size(32), aligned(1), may_alias));
-
-static uint64_t read_bytes(const uint8_t *data, size_t bytes) {
-  lanes sum[4] = {{0}};
-  size_t at = 0;
-  for (; at + sizeof sum <= bytes; at += sizeof sum)
-    for (int i = 0; i < 4; i++) sum[i] += *(const lanes *)(const void *)(data + at + 32 * i);
-  uint64_t total = 0;
-  for (int i = 0; i < 4; i++) total += sum[i][0] + sum[i][1] + sum[i][2] + sum[i][3];
-  for (; at < bytes; at++) total += data[at];
-  return total;
-}
-
-struct reading {
-  const struct spans *spans;
-  uint64_t sums[PARALLEL_THREADS_MAX]; /* printed, so that no read is optimized away */
-};
-
-static void read_piece(void *ctx, int64_t piece, int worker) {
-  struct reading *r = ctx;
-  size_t low = 0, high = r->spans->count - 1;
-  while (low < high) { /* the last span whose first piece is not behind this one */
-    size_t middle = (low + high + 1) / 2;
-    if (r->spans->first_piece[middle] <= piece)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  const struct span *span = &r->spans->items[low];
-  size_t at = (size_t)(piece - r->spans->first_piece[low]) * PIECE_BYTES;
-  size_t bytes = span->bytes - at < PIECE_BYTES ? span->bytes - at : PIECE_BYTES;
-  r->sums[worker] += read_bytes(span->data + at, bytes);
-}
-
-static double time_read(const struct spans *spans) {
-  struct reading r = {.spans = spans};
-  double start_s = clock_seconds();
-  parallel_for(spans->first_piece[spans->count], read_piece, &r);
-  double seconds = clock_seconds() - start_s;
-  uint64_t sum = 0;
-  for (int i = 0; i < PARALLEL_THREADS_MAX; i++) sum += r.sums[i];
-  log_debug("plain read of %zu bytes: %.4f s, sum %016llx", spans->bytes, seconds,
-            (unsigned long long)sum);
-  return seconds;
-}
-
-/* --- the runs --- */
-
-struct contestant {
-  const struct model *model;
-  struct model_session *session;
-  struct spans spans;
-  float *logits;        /* (vocab_size) */
-  int64_t decode_steps; /* tokens of one decode run; 0 until known */
-};
+/* --- one run of this program --- */
 
 static void fill_prompt(int32_t *ids, int64_t count, int64_t vocab_size) {
   for (int64_t i = 0; i < count; i++) ids[i] = (int32_t)(i * 7919 % vocab_size);
 }
 
-static enum status prefill(struct contestant *c, int64_t length, double *seconds,
-                           struct error *err) {
-  int32_t *ids = mem_alloc((size_t)length, sizeof *ids, err);
-  if (!ids) return STATUS_FAILED;
-  fill_prompt(ids, length, model_config(c->model)->vocab_size);
-  model_session_truncate(c->session, 0);
-  double start_s = clock_seconds();
-  enum status status = model_session_append(c->session, ids, length, c->logits, err);
-  *seconds = clock_seconds() - start_s;
-  mem_free(ids);
-  return status;
-}
-
-/* `steps` tokens behind a short context. */
-static enum status decode(struct contestant *c, int64_t steps, double *seconds, struct error *err) {
-  enum status status = prefill(c, CONTEXT_TOKENS, seconds, err);
-  double start_s = clock_seconds();
-  for (int64_t i = 0; i < steps && !status; i++) {
-    int32_t id = (int32_t)(i % model_config(c->model)->vocab_size);
-    status = model_session_append(c->session, &id, 1, c->logits, err);
-    if (!status && model_session_length(c->session) >= CONTEXT_TOKENS * 4)
-      model_session_truncate(c->session, CONTEXT_TOKENS);
-  }
-  *seconds = clock_seconds() - start_s;
-  return status;
-}
-
-/* As many tokens as take about `wanted_s`, at least 4. */
-static enum status choose_decode_steps(struct contestant *c, double wanted_s, struct error *err) {
+/* What a run needs; arrays have room for `batch` sequences or one prompt of `batch` tokens. */
+struct run {
+  const struct model *model;
+  int64_t batch;
   double seconds;
-  enum status status = decode(c, 4, &seconds, err);
-  double steps = seconds > 0 ? 4 * wanted_s / seconds : DECODE_MOST;
-  c->decode_steps = steps < 4 ? 4 : steps > DECODE_MOST ? DECODE_MOST : (int64_t)steps;
+  const struct speed_settings *settings;
+  struct model_session *session;
+  int32_t *ids;   /* (batch or more) */
+  int64_t *slots; /* (batch) */
+  float *logits;  /* (batch, vocab_size) or (vocab_size) */
+};
+
+static void run_release(struct run *r) {
+  model_session_free(r->session);
+  mem_free(r->ids);
+  mem_free(r->slots);
+  mem_free(r->logits);
+}
+
+static enum status run_init(struct run *r, bool decoding, struct error *err) {
+  int64_t vocab_size = model_config(r->model)->vocab_size;
+  int64_t capacity = decoding ? SPEED_CONTEXT_MOST : r->batch;
+  int64_t count = r->batch > capacity ? r->batch : capacity;
+  r->ids = mem_alloc((size_t)count, sizeof *r->ids, err);
+  r->slots = mem_alloc((size_t)r->batch, sizeof *r->slots, err);
+  r->logits = mem_alloc(decoding ? (size_t)r->batch : 1, (size_t)vocab_size * sizeof(float), err);
+  if (!r->ids || !r->slots || !r->logits) return STATUS_FAILED;
+  fill_prompt(r->ids, count, vocab_size);
+  for (int64_t i = 0; i < r->batch; i++) r->slots[i] = i;
+  struct session_settings session = {decoding ? r->batch : 1, capacity, r->settings->kv};
+  enum status status = model_session_new_with(&r->session, r->model, &session, err);
+  if (!status) model_session_set_precision(r->session, r->settings->precision);
   return status;
 }
 
-static enum status run_case(struct contestant *c, const struct speed_case *which,
+static void truncate_all(struct run *r) {
+  for (int64_t i = 0; i < r->batch; i++) model_slot_truncate(r->session, i, SPEED_CONTEXT);
+}
+
+/* Fills all positions of all slots once, so that no run waits for fresh pages. */
+static enum status fill_slots(struct run *r, struct error *err) {
+  enum status status = model_slot_append(r->session, 0, r->ids, SPEED_CONTEXT_MOST, NULL, err);
+  for (int64_t i = 1; i < r->batch && !status; i++)
+    model_slot_copy(r->session, i, 0, SPEED_CONTEXT_MOST);
+  if (!status) truncate_all(r);
+  return status;
+}
+
+static enum status decode(struct run *r, double *tokens_per_s, struct error *err) {
+  enum status status = fill_slots(r, err);
+  double start_s = clock_seconds(), seconds = 0;
+  int64_t steps = 0;
+  while (!status && (steps == 0 || seconds < r->seconds)) {
+    if (model_slot_length(r->session, 0) == SPEED_CONTEXT_MOST) truncate_all(r);
+    status = model_session_step(r->session, r->slots, r->ids, r->batch, r->logits, err);
+    if (!status) status = interrupt_check(err);
+    steps++;
+    seconds = clock_seconds() - start_s;
+  }
+  *tokens_per_s = (double)(steps * r->batch) / seconds;
+  return status;
+}
+
+static enum status prefill(struct run *r, double *tokens_per_s, struct error *err) {
+  enum status status = STATUS_OK;
+  double start_s = clock_seconds(), seconds = 0;
+  int64_t prompts = 0;
+  while (!status && (prompts == 0 || seconds < r->seconds)) {
+    model_session_truncate(r->session, 0);
+    status = model_session_append(r->session, r->ids, r->batch, r->logits, err);
+    if (!status) status = interrupt_check(err);
+    prompts++;
+    seconds = clock_seconds() - start_s;
+  }
+  *tokens_per_s = (double)(prompts * r->batch) / seconds;
+  return status;
+}
+
+static enum status run_here(const struct model *model, const struct speed_case *which,
+                            double seconds, const struct speed_settings *settings,
                             double *tokens_per_s, struct error *err) {
-  double seconds = 0;
+  struct run r = {.model = model, .batch = which->batch, .seconds = seconds, .settings = settings};
   bool decoding = which->phase == SPEED_DECODE;
-  int64_t tokens = decoding ? c->decode_steps : which->batch;
+  enum status status = run_init(&r, decoding, err);
+  if (!status) status = decoding ? decode(&r, tokens_per_s, err) : prefill(&r, tokens_per_s, err);
+  run_release(&r);
+  return status;
+}
+
+static enum status run_entry(const struct speed_entry *entry, const struct speed_case *which,
+                             double seconds, const struct speed_settings *settings,
+                             double *tokens_per_s, struct error *err) {
+  if (!entry->peer) return run_here(entry->model, which, seconds, settings, tokens_per_s, err);
+  if (which->phase == SPEED_PREFILL)
+    return peer_prefill(entry->peer, which->batch, seconds, tokens_per_s, err);
+  return peer_decode(entry->peer, which->batch, SPEED_CONTEXT, SPEED_CONTEXT_MOST, seconds,
+                     tokens_per_s, err);
+}
+
+/* --- rounds --- */
+
+struct bench {
+  const struct speed_entry *entries;
+  const struct speed_settings *settings;
+  struct speed_result *result;
+  struct weight_spans *spans; /* (entries); none for a peer */
+  double *reads;              /* (entries, rounds, cases) bytes a second */
+  double *expected_s;         /* (entries, cases) of a run, everything around it included */
+  int *left;                  /* (entries, cases) runs still to come */
+  struct progress progress;
+};
+
+/* Number of the run of an entry in a case. */
+static int64_t run_index(const struct bench *b, int entry, int which) {
+  return (int64_t)entry * b->settings->case_count + which;
+}
+
+static enum status bench_init(struct bench *b, struct error *err) {
+  const struct speed_settings *s = b->settings;
+  struct speed_result *result = b->result;
+  size_t entries = (size_t)result->entry_count, runs = entries * (size_t)s->case_count;
+  size_t rounds = (size_t)s->rounds;
+  result->figures = mem_alloc(runs, sizeof *result->figures, err);
+  result->rates = mem_alloc(runs * rounds, sizeof *result->rates, err);
+  result->read_bytes_per_s = mem_alloc(entries, sizeof *result->read_bytes_per_s, err);
+  b->spans = mem_alloc(entries, sizeof *b->spans, err);
+  b->reads = mem_alloc(runs * rounds, sizeof *b->reads, err);
+  b->expected_s = mem_alloc(runs, sizeof *b->expected_s, err);
+  b->left = mem_alloc(runs, sizeof *b->left, err);
+  if (!result->figures || !result->rates || !result->read_bytes_per_s || !b->spans || !b->reads ||
+      !b->expected_s || !b->left)
+    return STATUS_FAILED;
+  for (size_t i = 0; i < runs; i++) {
+    b->expected_s[i] = s->seconds;
+    b->left[i] = s->rounds + 1;
+  }
+  for (size_t i = 0; i < entries; i++) {
+    if (b->entries[i].peer) continue;
+    enum status status = weight_spans_init(&b->spans[i], b->entries[i].model, err);
+    if (status) return status;
+  }
+  return STATUS_OK;
+}
+
+static void bench_release(struct bench *b) {
+  for (int i = 0; b->spans && i < b->result->entry_count; i++) weight_spans_free(&b->spans[i]);
+  mem_free(b->spans);
+  mem_free(b->reads);
+  mem_free(b->expected_s);
+  mem_free(b->left);
+}
+
+/* Runs differ a hundredfold in length, so what is left is known only from what each took. */
+static void update_progress(struct bench *b, int64_t run, double took_s) {
+  int64_t runs = (int64_t)b->result->entry_count * b->settings->case_count;
+  double left_s = 0;
+  b->expected_s[run] = took_s;
+  b->left[run]--;
+  for (int64_t i = 0; i < runs; i++) left_s += b->expected_s[i] * b->left[i];
+  b->progress.total = b->progress.done + took_s + left_s;
+  progress_add(&b->progress, took_s);
+}
+
+/* All entries through all cases once; round -1 warms up and is not kept. */
+static enum status run_round(struct bench *b, int round, struct error *err) {
+  const struct speed_settings *s = b->settings;
+  double seconds = s->seconds * (round < 0 ? WARM_UP_SHARE : 1);
   enum status status = interrupt_check(err);
-  if (!status)
-    status = decoding ? decode(c, tokens, &seconds, err) : prefill(c, tokens, &seconds, err);
-  *tokens_per_s = seconds > 0 ? (double)tokens / seconds : 0;
+  for (int which = 0; which < s->case_count && !status; which++)
+    for (int i = 0; i < b->result->entry_count && !status; i++) {
+      double start_s = clock_seconds(), rate = 0;
+      double read_s = b->entries[i].peer ? NAN : weight_spans_time_read(&b->spans[i]);
+      status = run_entry(&b->entries[i], &s->cases[which], seconds, s, &rate, err);
+      int64_t run = run_index(b, i, which);
+      update_progress(b, run, clock_seconds() - start_s + s->seconds - seconds);
+      if (round < 0) continue;
+      b->result->rates[run * s->rounds + round] = rate;
+      b->reads[run * s->rounds + round] = (double)b->spans[i].bytes / read_s;
+    }
   return status;
 }
 
@@ -202,114 +215,93 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-double speed_median(double *values, int count) {
-  INVARIANT(count > 0);
+double speed_quantile(double *values, int count, double share) {
+  INVARIANT(count > 0 && share >= 0 && share <= 1);
   qsort(values, (size_t)count, sizeof *values, ascending);
-  return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+  double at = share * (count - 1);
+  int below = (int)at, above = below + 1 < count ? below + 1 : below;
+  return values[below] + (at - below) * (values[above] - values[below]);
 }
 
-/* One measuring: contestants, and what each round gave. */
-struct bench {
-  struct contestant *contestants;
-  int model_count;
-  const struct speed_settings *settings;
-  double *rates; /* (models, cases, rounds) tokens a second */
-  double *reads; /* (models, rounds) bytes a second */
-};
-
-static double *rates_of(const struct bench *b, int model, int which) {
-  return b->rates + ((int64_t)model * b->settings->case_count + which) * b->settings->rounds;
+static double median_rate(const struct speed_result *result, int entry, int which) {
+  double sorted[SPEED_ROUNDS_MAX];
+  memcpy(sorted, speed_rates_of(result, entry, which), (size_t)result->rounds * sizeof *sorted);
+  return speed_quantile(sorted, result->rounds, 0.5);
 }
 
-static int64_t longest(const struct speed_settings *s) {
-  int64_t most = CONTEXT_TOKENS * 4 + 1;
-  for (int i = 0; i < s->case_count; i++)
-    if (s->cases[i].phase == SPEED_PREFILL && s->cases[i].batch > most) most = s->cases[i].batch;
-  return most;
-}
-
-static enum status bench_init(struct bench *b, const struct model *const *models,
-                              struct error *err) {
+static void take_medians(struct bench *b) {
   const struct speed_settings *s = b->settings;
-  size_t count = (size_t)b->model_count, rounds = (size_t)s->rounds;
-  b->contestants = mem_alloc(count, sizeof *b->contestants, err);
-  b->rates = mem_alloc(count * (size_t)s->case_count * rounds, sizeof *b->rates, err);
-  b->reads = mem_alloc(count * rounds, sizeof *b->reads, err);
-  enum status status = b->contestants && b->rates && b->reads ? STATUS_OK : STATUS_FAILED;
-  for (int i = 0; i < b->model_count && !status; i++) {
-    struct contestant *c = &b->contestants[i];
-    c->model = models[i];
-    c->logits = mem_alloc((size_t)model_config(c->model)->vocab_size, sizeof(float), err);
-    status = c->logits ? spans_of(&c->spans, c->model, err) : STATUS_FAILED;
-    if (!status) status = model_session_new(&c->session, c->model, longest(s), err);
-  }
-  return status;
-}
-
-static void bench_release(struct bench *b) {
-  for (int i = 0; b->contestants && i < b->model_count; i++) {
-    mem_free(b->contestants[i].logits);
-    spans_free(&b->contestants[i].spans);
-    model_session_free(b->contestants[i].session);
-  }
-  mem_free(b->contestants);
-  mem_free(b->rates);
-  mem_free(b->reads);
-}
-
-/* All models through all cases once; round -1 warms up caches and pages and is not kept. */
-static enum status run_round(struct bench *b, int round, struct progress *progress,
-                             struct error *err) {
-  const struct speed_settings *s = b->settings;
-  enum status status = STATUS_OK;
-  for (int which = 0; which < s->case_count && !status; which++)
-    for (int i = 0; i < b->model_count && !status; i++) {
-      struct contestant *c = &b->contestants[i];
-      double rate = 0, seconds = time_read(&c->spans);
-      if (!c->decode_steps) status = choose_decode_steps(c, s->decode_s, err);
-      if (!status) status = run_case(c, &s->cases[which], &rate, err);
-      progress_add(progress, 1);
-      if (round < 0) continue;
-      rates_of(b, i, which)[round] = rate;
-      b->reads[(int64_t)i * s->rounds + round] = (double)c->spans.bytes / seconds;
-    }
-  return status;
-}
-
-static void take_medians(struct bench *b, struct speed_figure *figures, double *read_bytes_per_s) {
-  const struct speed_settings *s = b->settings;
-  for (int i = 0; i < b->model_count; i++) {
-    double bytes = (double)b->contestants[i].spans.bytes;
-    read_bytes_per_s[i] = speed_median(b->reads + (int64_t)i * s->rounds, s->rounds);
+  for (int i = 0; i < b->result->entry_count; i++) {
+    bool peer = b->entries[i].peer != NULL;
+    int reads = s->case_count * s->rounds;
+    double read = peer ? NAN : speed_quantile(b->reads + (int64_t)i * reads, reads, 0.5);
+    double bytes = peer ? NAN : (double)b->spans[i].bytes;
+    b->result->read_bytes_per_s[i] = read;
     for (int which = 0; which < s->case_count; which++) {
-      bool decoding = s->cases[which].phase == SPEED_DECODE;
-      struct speed_figure *f = &figures[i * s->case_count + which];
-      f->tokens_per_s = speed_median(rates_of(b, i, which), s->rounds);
-      /* a pass over the weights serves the whole batch or prompt */
-      f->bytes_per_token = bytes / (double)(decoding ? 1 : s->cases[which].batch);
-      f->read_share = f->tokens_per_s * f->bytes_per_token / read_bytes_per_s[i];
+      struct speed_figure *f = &b->result->figures[run_index(b, i, which)];
+      f->tokens_per_s = median_rate(b->result, i, which);
+      f->bytes_per_token = bytes / (double)s->cases[which].batch;
+      f->read_share = f->tokens_per_s * f->bytes_per_token / read;
     }
   }
 }
 
-enum status speed_measure(const struct model *const *models, int model_count,
-                          const struct speed_settings *settings, struct speed_figure *figures,
-                          double *read_bytes_per_s, struct error *err) {
-  INVARIANT(model_count > 0 && settings->rounds > 0 && settings->case_count > 0);
-  for (int i = 0; i < settings->case_count; i++)
-    if (settings->cases[i].batch < 1 ||
-        (settings->cases[i].phase == SPEED_DECODE && settings->cases[i].batch != 1))
-      return error_set(err, STATUS_USAGE, "a batch of %lld cannot be decoded; 1 can",
-                       (long long)settings->cases[i].batch);
-  struct bench b = {.model_count = model_count, .settings = settings};
-  struct progress progress;
-  enum status status = bench_init(&b, models, err);
-  progress_begin(&progress, "bench", "runs",
-                 (double)((settings->rounds + 1) * settings->case_count * model_count));
+static enum status check_settings(const struct speed_settings *s, struct error *err) {
+  INVARIANT(s->rounds > 0 && s->rounds <= SPEED_ROUNDS_MAX && s->case_count > 0);
+  for (int i = 0; i < s->case_count; i++) {
+    const struct speed_case *c = &s->cases[i];
+    if (c->phase == SPEED_DECODE && (c->batch < 1 || c->batch > SESSION_SLOTS_MAX))
+      return error_set(err, STATUS_USAGE, "a batch of %lld cannot be decoded; 1 to %d can",
+                       (long long)c->batch, SESSION_SLOTS_MAX);
+    if (c->batch < 1)
+      return error_set(err, STATUS_USAGE, "a prompt of %lld tokens cannot be read",
+                       (long long)c->batch);
+  }
+  return STATUS_OK;
+}
+
+enum status speed_measure(struct speed_result *out, const struct speed_entry *entries,
+                          int entry_count, const struct speed_settings *settings,
+                          struct error *err) {
+  INVARIANT(entry_count > 0);
+  *out =
+      (struct speed_result){entry_count, settings->case_count, settings->rounds, NULL, NULL, NULL};
+  struct bench b = {.entries = entries, .settings = settings, .result = out};
+  enum status status = check_settings(settings, err);
+  if (!status) status = bench_init(&b, err);
+  progress_begin(&b.progress, "bench", "s of runs", settings->seconds);
   for (int round = -1; round < settings->rounds && !status; round++)
-    status = run_round(&b, round, &progress, err);
-  progress_end(&progress);
-  if (!status) take_medians(&b, figures, read_bytes_per_s);
+    status = run_round(&b, round, err);
+  progress_end(&b.progress);
+  if (!status) take_medians(&b);
   bench_release(&b);
+  if (status) speed_result_free(out);
   return status;
+}
+
+void speed_result_free(struct speed_result *r) {
+  mem_free(r->figures);
+  mem_free(r->rates);
+  mem_free(r->read_bytes_per_s);
+  *r = (struct speed_result){0};
+}
+
+const struct speed_figure *speed_figure_of(const struct speed_result *r, int entry, int which) {
+  return &r->figures[(int64_t)entry * r->case_count + which];
+}
+
+const double *speed_rates_of(const struct speed_result *r, int entry, int which) {
+  return r->rates + ((int64_t)entry * r->case_count + which) * r->rounds;
+}
+
+struct speed_ratio speed_compare(const struct speed_result *r, int entry, int other, int which) {
+  const double *a = speed_rates_of(r, entry, which), *b = speed_rates_of(r, other, which);
+  double ratios[SPEED_ROUNDS_MAX];
+  for (int i = 0; i < r->rounds; i++) ratios[i] = a[i] / b[i];
+  struct speed_ratio out = {.ratio = speed_figure_of(r, entry, which)->tokens_per_s /
+                                     speed_figure_of(r, other, which)->tokens_per_s,
+                            .low = speed_quantile(ratios, r->rounds, 0.25),
+                            .high = speed_quantile(ratios, r->rounds, 0.75)};
+  out.noise = r->rounds >= 3 && out.low <= 1 && out.high >= 1;
+  return out;
 }

@@ -198,6 +198,9 @@ enum status model_session_new(struct model_session **out, const struct model *mo
 void model_session_set_precision(struct model_session *session, enum precision precision);
 void model_session_free(struct model_session *session);
 int64_t model_session_length(const struct model_session *session);
+/* Bytes of keys and values, kept as `kv`, that a session has and attention reads for each position
+ * of a text. */
+int64_t model_kv_bytes_per_position(const struct model *model, enum dtype kv);
 /* Appends `count` tokens and gives the logits after the last: logits (vocab_size). STATUS_REFUSED
  * when they do not fit or the logits are not numbers. */
 enum status model_session_append(struct model_session *session, const int32_t *ids, int64_t count,

@@ -38,7 +38,7 @@ static enum status prepare(struct model *m, struct linear_weight *w, struct stri
   enum status status = w->hybrid ? strips_from_hybrid(strips, w->hybrid, err)
                                  : strips_from_dense(strips, &w->dense, err);
   if (status) return status;
-  if (w->hybrid) {
+  if (w->hybrid && !(memory && *memory)) {
     give_back_hybrid(m, w->hybrid);
   } else {
     size_t bytes = 0;

@@ -217,6 +217,13 @@ enum status model_session_step(struct model_session *s, const int64_t *slots, co
   return read_logits(s, 0, count, logits, err);
 }
 
+int64_t model_kv_bytes_per_position(const struct model *m, enum dtype kv) {
+  struct kv_cache shape;
+  size_t bytes;
+  INVARIANT(kv_cache_shape(&shape, kv, m->config.kv_heads, m->config.head_dim, 1, &bytes));
+  return m->config.layers * kv_cache_position_bytes(&shape);
+}
+
 /* --- the face of a session of one text --- */
 
 int64_t model_session_length(const struct model_session *s) { return model_slot_length(s, 0); }
