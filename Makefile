@@ -92,6 +92,13 @@ table: all
 PYTHON ?= python3
 results: table
 	@$(PYTHON) bench/learn_speed.py tessera-demo/model.gguf tessera-demo/learn.jsonl
+	@PYTHON=$(PYTHON) $(PYTHON) bench/speed.py tessera-demo --peers
+
+# Decode and prefill speed alone: make bench BENCH="--peers" PYTHON=venv/bin/python
+bench: all
+	@tools/demo_data.py tessera-demo
+	@PYTHON=$(PYTHON) $(PYTHON) bench/speed.py tessera-demo $(BENCH)
+.PHONY: bench
 
 install: all
 	@cmake --install $(BUILD) $(if $(PREFIX),--prefix $(PREFIX))

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Decode and prefill speed of this machine, into a ledger (docs/BENCH.md says what is measured).
+
+usage: speed.py [FOLDER] [--peers] [--quick] [--csv results/speed.csv]
+
+Measures synthetic models (llama2-7b and qwen2.5-0.5b, dense and at four densities), then the demo's
+model in FOLDER (tools/demo_data.py puts it there) as bf16, dense and hybrid at 45 %, with --peers
+against llama.cpp and PyTorch; PYTHON names the interpreter that has them. --quick takes fewer
+batches and shorter runs. TSR_ISA lowers the instruction set, as everywhere.
+"""
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
+sys.path.insert(0, HERE)
+from learn_speed import machine  # noqa: E402
+
+SYNTHETIC = [("llama2-7b", 2), ("qwen2.5-0.5b", 0)]
+FIELDS = ["date", "commit", "machine", "isa", "threads", "model", "form", "dtype", "density",
+          "phase", "batch", "tokens_per_s", "bytes_per_token", "read_share", "speedup", "roofline",
+          "peer"]
+DIGITS = {"density": 5, "tokens_per_s": 2, "bytes_per_token": 0, "read_share": 3, "speedup": 3,
+          "roofline": 3}
+
+
+def tessera(*arguments):
+    subprocess.run([TESSERA, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def commit():
+    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
+    return version.split("(")[1].rstrip(")\n")
+
+
+def bench(csv_path, *arguments):
+    """Runs the program, whose table goes to the terminal, and appends what it measured."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as output:
+        subprocess.run([TESSERA, "bench", *arguments, "--force", "--json", output.name], check=True)
+        with open(output.name) as file:  # the program replaced the file that `output` has open
+            result = json.load(file)
+    about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(),
+             "isa": result["isa"], "threads": result["threads"]}
+    rows = result["rows"] + [{"form": "dense", "density": 1, **row,
+                              "peer": f"{row['peer']} {row['version']}"}
+                             for row in result["peers"]]
+    new = not os.path.exists(csv_path)
+    with open(csv_path, "a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for row in rows:
+            row["model"] = os.path.basename(row["model"])
+            writer.writerow(about | {key: plain(key, value) for key, value in row.items()})
+
+
+def plain(key, value):
+    if value is None or key not in DIGITS:
+        return value
+    return round(value, DIGITS[key]) if DIGITS[key] else round(value)
+
+
+def make_models(folder, work):
+    """The demo's model as bf16 directories. Which weights a mask keeps does not matter for speed."""
+    source, mask = os.path.join(folder, "model.gguf"), os.path.join(work, "mask")
+    dense, hybrid = os.path.join(work, "SmolLM2-135M"), os.path.join(work, "SmolLM2-135M-hybrid")
+    tessera("export", source, "--to", "hf", "--type", "bf16", "--out", dense)
+    tessera("prune", source, "--method", "magnitude", "--pattern", "hybrid", "--sparsity", "0.45",
+            "--out", mask)
+    tessera("pack", source, "--mask", mask, "--out", hybrid)
+    return dense, hybrid
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", nargs="?", default="tessera-demo")
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--csv", default="results/speed.csv")
+    arguments = parser.parse_args()
+    short = ["--decode", "1,8", "--prefill", "128", "--seconds", "0.3"] if arguments.quick else []
+    for name, layers in SYNTHETIC:
+        bench(arguments.csv, "--synthetic", name, "--layers", str(layers), *short)
+    with tempfile.TemporaryDirectory() as work:
+        models = make_models(arguments.folder, work)
+        bench(arguments.csv, *models, *short, *(["--peers"] if arguments.peers else []))
+
+
+if __name__ == "__main__":
+    main()
