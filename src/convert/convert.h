@@ -18,6 +18,11 @@ enum status convert_pack(const struct model *model, const struct mask_set *masks
 enum status convert_to_hf(const struct model *model, const struct mask_set *masks, const char *out,
                           enum dtype dtype, bool replace, struct error *err);
 
+/* The same with a sentence for the model's card: what else was done to the weights. */
+enum status convert_to_hf_noted(const struct model *model, const struct mask_set *masks,
+                                const char *note, const char *out, enum dtype dtype, bool replace,
+                                struct error *err);
+
 /* A GGUF file for llama.cpp, matrices as f32, f16, bf16 or q8_0 (f16 where rows are no multiple of
  * 32), vectors as f32. Keys about the tokenizer are copied from a GGUF source, else made from the
  * tokenizer's files. */

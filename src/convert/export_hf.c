@@ -33,13 +33,15 @@ out:
 }
 
 static enum status write_directory(const struct model *model, const struct mask_set *masks,
-                                   enum dtype dtype, const char *directory, struct error *err) {
+                                   const char *note, enum dtype dtype, const char *directory,
+                                   struct error *err) {
   struct strbuf text = {0};
   json_t *config = directory_config(model, weights_torch_name(dtype));
   strbuf_printf(&text,
                 "Weights pruned with tessera: %.4f of the weights of the linear layers are kept, "
                 "the others are stored as zeros.\n",
                 weights_density(model, masks));
+  if (note) strbuf_printf(&text, "%s\n", note);
   enum status status = write_weights(model, masks, dtype, directory, err);
   if (!status) status = directory_write(model, config, strbuf_text(&text), directory, err);
   json_decref(config);
@@ -49,11 +51,17 @@ static enum status write_directory(const struct model *model, const struct mask_
 
 enum status convert_to_hf(const struct model *model, const struct mask_set *masks, const char *out,
                           enum dtype dtype, bool replace, struct error *err) {
+  return convert_to_hf_noted(model, masks, NULL, out, dtype, replace, err);
+}
+
+enum status convert_to_hf_noted(const struct model *model, const struct mask_set *masks,
+                                const char *note, const char *out, enum dtype dtype, bool replace,
+                                struct error *err) {
   struct dir_writer writer;
   enum status status = weights_check_masks(model, masks, err);
   if (!status) status = dir_writer_open(&writer, out, replace, err);
   if (status) return status;
-  status = write_directory(model, masks, dtype, writer.temporary, err);
+  status = write_directory(model, masks, note, dtype, writer.temporary, err);
   if (!status) return dir_writer_commit(&writer, err);
   dir_writer_abort(&writer);
   return status;

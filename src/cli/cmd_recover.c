@@ -1,0 +1,145 @@
+/* tessera recover: fine-tuning of the weights that a mask keeps. */
+#include <math.h>
+#include <stdio.h>
+
+#include "base/mem.h"
+#include "cli/commands.h"
+#include "cli/output.h"
+#include "convert/convert.h"
+#include "convert/weights.h"
+#include "learn/recover.h"
+#include "text/tokenizer.h"
+
+struct settings {
+  struct common_options common;
+  const char *mask, *data, *out;
+  int64_t tokens, window, batch, seed;
+  double rate;
+  int precision;
+};
+
+static const struct option options[] = {
+    {"mask", OPTION_TEXT, offsetof(struct settings, mask), NULL, 0, 0, NULL, "MASK",
+     "the mask: what it drops stays zero"},
+    {"data", OPTION_TEXT, offsetof(struct settings, data), NULL, 0, 0, NULL, "FILE",
+     "text to learn from: UTF-8, .jsonl, or either as .gz or .zst"},
+    {"tokens", OPTION_INT, offsetof(struct settings, tokens), "0", 0, 1e15, NULL, "N",
+     "token budget"},
+    {"out", OPTION_TEXT, offsetof(struct settings, out), NULL, 0, 0, NULL, "DIR",
+     "the Hugging Face directory to write"},
+    {"lr", OPTION_REAL, offsetof(struct settings, rate), "1e-4", 1e-9, 1, NULL, "X",
+     "highest learning rate"},
+    {"window", OPTION_INT, offsetof(struct settings, window), "512", 2, 1 << 20, NULL, "N",
+     "tokens of a sequence, at most the model's context"},
+    {"batch", OPTION_INT, offsetof(struct settings, batch), "2", 1, 1 << 16, NULL, "N",
+     "sequences of a step"},
+    {"seed", OPTION_INT, offsetof(struct settings, seed), "0", 0, 9e15, NULL, "K",
+     "which windows of the text are taken"},
+    {"precision", OPTION_CHOICE, offsetof(struct settings, precision), NULL, 0, 0, "fp32|bf16",
+     NULL, "what matrix products round their operands to (default: bf16 where it is fast)"},
+    COMMON_OPTIONS(struct settings, common)};
+
+static enum status check(const struct settings *s, struct error *err) {
+  if (!s->mask) return error_set(err, STATUS_USAGE, "--mask is missing: what is to stay zero");
+  if (!s->data) return error_set(err, STATUS_USAGE, "--data is missing: a text to learn from");
+  if (s->tokens < 1) return error_set(err, STATUS_USAGE, "--tokens is missing: a token budget");
+  if (!s->out) return error_set(err, STATUS_USAGE, "say where the model goes with --out DIR");
+  return common_check_output(&s->common, s->out, err);
+}
+
+static enum status open_text(const struct settings *s, const char *path, int64_t window,
+                             struct corpus *corpus, struct windows *windows, struct error *err) {
+  enum { SURPLUS_TOKENS = 1 << 19 }; /* read beyond the budget, for variety */
+  struct tokenizer *tokenizer = NULL;
+  enum status status = tokenizer_open(&tokenizer, path, err);
+  if (!status) status = corpus_load(corpus, s->data, tokenizer, s->tokens + SURPLUS_TOKENS, err);
+  if (!status) status = windows_cut(windows, corpus, window, false, err);
+  tokenizer_close(tokenizer);
+  return status;
+}
+
+static enum status report(const struct settings *s, const struct recover_report *r,
+                          struct error *err) {
+  if (output_to_people(&s->common)) {
+    printf("%-28s %10s %12s\n", "held-out text", "loss", "perplexity");
+    printf("%-28s %10.4f %12.2f\n", "dense", r->dense_loss, exp(r->dense_loss));
+    printf("%-28s %10.4f %12.2f\n", "masked, frozen weights", r->masked_loss, exp(r->masked_loss));
+    printf("%-28s %10.4f %12.2f\n", "masked, recovered", r->loss, exp(r->loss));
+    printf("%lld kept weights in %lld steps, %.1f s, %.0f tokens/s; the mask is as it was\n",
+           (long long)r->weights, (long long)r->steps, r->seconds, r->tokens_per_second);
+    printf("%s\n", s->out);
+  }
+  if (!s->common.json) return STATUS_OK;
+  return common_write_json(
+      &s->common,
+      json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "path", s->out, "recovered",
+                1, "weights", (json_int_t)r->weights, "steps", (json_int_t)r->steps, "dense_loss",
+                r->dense_loss, "masked_loss", r->masked_loss, "loss", r->loss, "seconds",
+                r->seconds, "tokens_per_second", r->tokens_per_second, "rate", s->rate),
+      err);
+}
+
+static enum status recover(const struct settings *s, struct model *model,
+                           const struct mask_set *masks, const struct windows *windows,
+                           struct error *err) {
+  const struct recover_settings settings = {
+      .tokens = s->tokens,
+      .batch = s->batch,
+      .seed = (uint64_t)s->seed,
+      .rate = s->rate,
+      .precision = s->precision < 0 ? precision_fastest() : (enum precision)s->precision};
+  struct recover_report result;
+  char note[256];
+  enum status status = recover_run(model, masks, windows, &settings, &result, err);
+  if (status) return status;
+  snprintf(note, sizeof note,
+           "The kept weights were then fine-tuned (tessera recover, %lld tokens at rate %g): they "
+           "are not those of the original model.",
+           (long long)(result.steps * s->batch * windows->length), s->rate);
+  status = convert_to_hf_noted(model, masks, note, s->out, weights_natural_dtype(model),
+                               s->common.force, err);
+  return status ? status : report(s, &result, err);
+}
+
+static enum status run(const struct command *command, void *settings_pointer,
+                       struct text_list *positionals, struct error *err) {
+  const struct settings *s = settings_pointer;
+  struct model *model = NULL;
+  struct mask_set masks = {0};
+  struct corpus corpus = {0};
+  struct windows windows = {0};
+  common_apply(&s->common);
+  enum status status = check(s, err);
+  if (!status) status = model_open(&model, positionals->items[0], err);
+  if (!status) status = mask_load(&masks, s->mask, err);
+  if (!status) {
+    int64_t context = model_config(model)->context_length;
+    int64_t window = s->window < context ? s->window : context;
+    status = open_text(s, positionals->items[0], window, &corpus, &windows, err);
+  }
+  if (!status) status = recover(s, model, &masks, &windows, err);
+  windows_free(&windows);
+  corpus_free(&corpus);
+  mask_set_free(&masks);
+  model_close(model);
+  return status;
+}
+
+const struct command command_recover = {
+    .name = "recover",
+    .positionals = "MODEL",
+    .least_positionals = 1,
+    .most_positionals = 1,
+    .summary = "fine-tune the weights that a mask keeps; the mask stays",
+    .description =
+        "Learning a mask leaves the weights as they are; this tunes them under it (AdamW on the\n"
+        "kept weights of the masked linears) and writes another model, labelled as such. It may "
+        "be\n"
+        "packed with the same mask. 16 bytes of memory a weight; an interrupt leaves nothing.",
+    .example =
+        "tessera recover MODEL --mask run/mask.safetensors --data text.txt --tokens 50000 "
+        "--out recovered",
+    .options = options,
+    .settings_bytes = sizeof(struct settings),
+    .run = run,
+};

@@ -1,0 +1,300 @@
+/* Fine-tuning under a mask: see recover.h. */
+#include "learn/recover.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/interrupt.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/parallel.h"
+#include "kernel/ops.h"
+#include "learn/adamw.h"
+#include "learn/schedule.h"
+
+struct tuned_linear {
+  const struct mask_matrix *mask;
+  float *weight; /* (rows, cols), the model's */
+  float *gradient, *first, *second;
+};
+
+struct recovery {
+  struct model *model;
+  const struct recover_settings *settings;
+  const struct windows *windows;
+  struct tuned_linear *linears; /* (model_site_count), mask NULL: not tuned */
+  struct model_workspace *workspace;
+  int32_t *ids;
+  float *nll;   /* (batch * (length - 1)) */
+  float *keeps; /* (threads, most columns): a row of a mask for each thread */
+  int64_t most_cols, steps, step;
+  int64_t *train, *heldout, train_count, heldout_count;
+};
+
+/* --- making --- */
+
+static enum status tune_linear(struct recovery *r, int index, const struct mask_matrix *mask,
+                               struct error *err) {
+  struct tuned_linear *t = &r->linears[index];
+  const size_t count = (size_t)(mask->rows * mask->cols);
+  float *weight = mem_alloc(count, sizeof *weight, err);
+  if (!weight) return STATUS_FAILED;
+  model_site_expand(r->model, index, weight);
+  mask_apply(mask, weight, weight);
+  model_site_replace(r->model, index, weight); /* it owns the weight from now on */
+  *t = (struct tuned_linear){.mask = mask, .weight = weight};
+  t->gradient = mem_alloc(count, sizeof(float), err);
+  t->first = mem_alloc(count, sizeof(float), err);
+  t->second = mem_alloc(count, sizeof(float), err);
+  if (mask->cols > r->most_cols) r->most_cols = mask->cols;
+  return t->gradient && t->first && t->second ? STATUS_OK : STATUS_FAILED;
+}
+
+static enum status mask_linears(struct recovery *r, const struct mask_set *masks,
+                                struct error *err) {
+  enum status status = STATUS_OK;
+  for (int i = 0; i < model_site_count(r->model) && status == STATUS_OK; i++) {
+    const struct linear_site *site = model_site(r->model, i);
+    const struct mask_matrix *mask = mask_set_find(masks, site->name);
+    if (mask) status = tune_linear(r, i, mask, err);
+  }
+  if (status != STATUS_OK) return status;
+  r->keeps = mem_alloc((size_t)(r->most_cols * parallel_threads()), sizeof *r->keeps, err);
+  return r->keeps ? STATUS_OK : STATUS_FAILED;
+}
+
+/* The masks against the model, before anything is changed. */
+static enum status check_masks(const struct model *m, const struct mask_set *masks,
+                               struct error *err) {
+  size_t found = 0;
+  for (int i = 0; i < model_site_count(m); i++) {
+    const struct linear_site *site = model_site(m, i);
+    const struct mask_matrix *mask = mask_set_find(masks, site->name);
+    if (!mask) continue;
+    found++;
+    if (site->weight.hybrid)
+      return error_set(err, STATUS_REFUSED,
+                       "%s is packed already: recover the dense model that it was made from",
+                       model_path(m));
+    if (mask->rows != linear_rows(&site->weight) || mask->cols != linear_cols(&site->weight))
+      return error_set(err, STATUS_REFUSED, "the mask of %s does not have the shape of the weight",
+                       site->name);
+  }
+  if (found && found == masks->count) return STATUS_OK;
+  return error_set(
+      err, STATUS_REFUSED,
+      "the mask is for %zu weights, of which %s has %zu: it was made for another model",
+      masks->count, model_path(m), found);
+}
+
+/* Held-out windows are spread over the text. */
+static enum status split_windows(struct recovery *r, struct error *err) {
+  const int64_t count = r->windows->count, length = r->windows->length;
+  int64_t aside = 2048 / length < 2 ? 2 : 2048 / length;
+  if (aside > count / 4) aside = count / 4;
+  if (aside < 1)
+    return error_set(err, STATUS_REFUSED,
+                     "the text gives %lld windows of %lld tokens; recovery needs four at least",
+                     (long long)count, (long long)length);
+  r->train = mem_alloc((size_t)count, sizeof *r->train, err);
+  r->heldout = mem_alloc((size_t)aside, sizeof *r->heldout, err);
+  if (!r->train || !r->heldout) return STATUS_FAILED;
+  for (int64_t i = 0; i < count; i++)
+    if (r->heldout_count < aside && i == (2 * r->heldout_count + 1) * count / (2 * aside))
+      r->heldout[r->heldout_count++] = i;
+    else
+      r->train[r->train_count++] = i;
+  return STATUS_OK;
+}
+
+static enum status prepare(struct recovery *r, struct error *err) {
+  const struct model_shape shape = {r->settings->batch, r->windows->length};
+  const size_t tokens = (size_t)(shape.sequences * shape.length);
+  r->steps = r->settings->tokens / (int64_t)tokens;
+  if (r->steps < 1)
+    return error_set(err, STATUS_USAGE, "--tokens %lld is less than one step of %zu tokens",
+                     (long long)r->settings->tokens, tokens);
+  enum status status = split_windows(r, err);
+  if (status != STATUS_OK) return status;
+  r->linears = mem_alloc((size_t)model_site_count(r->model), sizeof *r->linears, err);
+  r->ids = mem_alloc(tokens, sizeof *r->ids, err);
+  r->nll = mem_alloc(tokens, sizeof *r->nll, err);
+  if (!r->linears || !r->ids || !r->nll) return STATUS_FAILED;
+  status = model_workspace_new(&r->workspace, r->model, shape, true, false, err);
+  if (status == STATUS_OK) model_workspace_set_precision(r->workspace, r->settings->precision);
+  return status;
+}
+
+static void release(struct recovery *r) {
+  for (int i = 0; r->linears && i < model_site_count(r->model); i++) {
+    mem_free(r->linears[i].gradient);
+    mem_free(r->linears[i].first);
+    mem_free(r->linears[i].second);
+  }
+  model_workspace_free(r->workspace);
+  mem_free(r->linears);
+  mem_free(r->ids);
+  mem_free(r->nll);
+  mem_free(r->keeps);
+  mem_free(r->train);
+  mem_free(r->heldout);
+}
+
+/* --- losses --- */
+
+static enum status heldout_loss(struct recovery *r, double *loss, struct error *err) {
+  const int64_t length = r->windows->length;
+  double sum = 0;
+  for (int64_t i = 0; i < r->heldout_count; i++) {
+    memcpy(r->ids, windows_at(r->windows, r->heldout[i]), (size_t)length * sizeof *r->ids);
+    enum status status = model_nll(r->model, r->ids, (struct model_shape){1, length}, NULL,
+                                   r->workspace, r->nll, err);
+    if (status != STATUS_OK) return status;
+    for (int64_t k = 0; k < length - 1; k++) sum += (double)r->nll[k];
+  }
+  *loss = sum / (double)(r->heldout_count * (length - 1));
+  return STATUS_OK;
+}
+
+/* --- a step --- */
+
+static void take_gradient(void *ctx, const struct linear_site *site, const float *x,
+                          const float *dy, int64_t tokens) {
+  struct recovery *r = ctx;
+  struct tuned_linear *t = &r->linears[site->index];
+  if (t->mask)
+    linear_backward_weight(dy, x, tokens, t->mask->rows, t->mask->cols, r->settings->precision,
+                           t->gradient, false);
+}
+
+struct row_job {
+  struct recovery *r;
+  struct tuned_linear *linear;
+  struct mask_adamw adamw;
+};
+
+static void mask_row_gradient(void *ctx, int64_t row, int worker) {
+  const struct row_job *job = ctx;
+  const struct mask_matrix *m = job->linear->mask;
+  float *keep = job->r->keeps + worker * job->r->most_cols,
+        *g = job->linear->gradient + row * m->cols;
+  mask_row(m, row, keep);
+  for (int64_t c = 0; c < m->cols; c++) g[c] = keep[c] != 0 ? g[c] : 0;
+}
+
+/* A dropped weight is 0 with zero moments, and stays so: 0 - rate * 0 / (0 + epsilon). */
+static void update_row(void *ctx, int64_t row, int worker) {
+  const struct row_job *job = ctx;
+  struct tuned_linear *t = job->linear;
+  const int64_t cols = t->mask->cols, at = row * cols;
+  (void)worker;
+  adamw_step(&job->adamw, cols, t->gradient + at, t->weight + at, t->first + at, t->second + at);
+}
+
+static double masked_norm(struct recovery *r) {
+  double squares = 0;
+  for (int i = 0; i < model_site_count(r->model); i++) {
+    struct tuned_linear *t = &r->linears[i];
+    struct row_job job = {.r = r, .linear = t};
+    if (!t->mask) continue;
+    parallel_for(t->mask->rows, mask_row_gradient, &job);
+    squares += sum_squares(t->gradient, t->mask->rows * t->mask->cols);
+  }
+  return sqrt(squares);
+}
+
+static void update(struct recovery *r, double norm) {
+  const struct learn_settings shape = {.steps = r->steps, .warmup_steps = r->steps / 10};
+  struct row_job job = {
+      .r = r,
+      .adamw = {.rate = (float)(r->settings->rate * schedule_rate(&shape, r->step)),
+                .beta1 = 0.9f,
+                .beta2 = 0.95f,
+                .epsilon = 1e-8f,
+                .gradient_scale = norm > 1 ? (float)(1 / norm) : 1, /* clipped at norm 1 */
+                .step = r->step + 1}};
+  for (int i = 0; i < model_site_count(r->model); i++) {
+    job.linear = &r->linears[i];
+    if (job.linear->mask) parallel_for(job.linear->mask->rows, update_row, &job);
+  }
+}
+
+static enum status one_step(struct recovery *r, double *loss, struct error *err) {
+  const int64_t length = r->windows->length, batch = r->settings->batch;
+  const double predictions = (double)(batch * (length - 1));
+  const struct tap tap = {.ctx = r, .gradient = take_gradient};
+  for (int64_t i = 0; i < batch; i++) {
+    int64_t draw = windows_draw(r->train_count, r->settings->seed, (uint64_t)(r->step * batch + i));
+    memcpy(r->ids + i * length, windows_at(r->windows, r->train[draw]),
+           (size_t)length * sizeof *r->ids);
+  }
+  enum status status = model_train(r->model, r->ids, (struct model_shape){batch, length},
+                                   1 / predictions, &tap, r->workspace, loss, err);
+  if (status != STATUS_OK) return status;
+  *loss /= predictions;
+  const double norm = masked_norm(r);
+  if (!isfinite(*loss + norm))
+    return error_set(err, STATUS_FAILED,
+                     "the loss became %g in step %lld: lower --lr (now %g), or look for damaged "
+                     "weights in %s",
+                     *loss, (long long)r->step + 1, r->settings->rate, model_path(r->model));
+  update(r, norm);
+  r->step++;
+  return interrupt_check(err);
+}
+
+static enum status tune(struct recovery *r, struct error *err) {
+  struct progress progress;
+  enum status status = STATUS_OK;
+  const double tokens = (double)(r->settings->batch * r->windows->length);
+  progress_begin(&progress, "recovering", "tokens", tokens * (double)r->steps);
+  while (r->step < r->steps && status == STATUS_OK) {
+    double loss;
+    status = one_step(r, &loss, err);
+    if (status == STATUS_OK) progress_note(&progress, "loss %.3f", loss);
+    progress_set(&progress, tokens * (double)r->step);
+  }
+  progress_end(&progress);
+  return status;
+}
+
+/* Counts the kept weights, and fails if a dropped one is anything but zero. */
+static enum status check_zeros(const struct recovery *r, int64_t *kept, struct error *err) {
+  *kept = 0;
+  for (int i = 0; i < model_site_count(r->model); i++) {
+    const struct tuned_linear *t = &r->linears[i];
+    if (!t->mask) continue;
+    *kept += mask_kept(t->mask);
+    for (int64_t row = 0; row < t->mask->rows; row++) {
+      mask_row(t->mask, row, r->keeps);
+      for (int64_t c = 0; c < t->mask->cols; c++)
+        if (r->keeps[c] == 0 && t->weight[row * t->mask->cols + c] != 0)
+          return error_set(err, STATUS_FAILED, "a weight that the mask drops was changed in %s",
+                           t->mask->name);
+    }
+  }
+  return STATUS_OK;
+}
+
+enum status recover_run(struct model *model, const struct mask_set *masks,
+                        const struct windows *windows, const struct recover_settings *settings,
+                        struct recover_report *report, struct error *err) {
+  struct recovery r = {.model = model, .settings = settings, .windows = windows};
+  *report = (struct recover_report){0};
+  enum status status = check_masks(model, masks, err);
+  if (status == STATUS_OK) status = prepare(&r, err);
+  if (status == STATUS_OK) status = heldout_loss(&r, &report->dense_loss, err);
+  if (status == STATUS_OK) status = mask_linears(&r, masks, err);
+  if (status == STATUS_OK) status = heldout_loss(&r, &report->masked_loss, err);
+  const double start = clock_seconds();
+  if (status == STATUS_OK) status = tune(&r, err);
+  report->seconds = clock_seconds() - start;
+  if (status == STATUS_OK) status = check_zeros(&r, &report->weights, err);
+  if (status == STATUS_OK) status = heldout_loss(&r, &report->loss, err);
+  report->steps = r.step;
+  report->tokens_per_second =
+      (double)(r.step * settings->batch * windows->length) / report->seconds;
+  release(&r);
+  return status;
+}

@@ -1,0 +1,36 @@
+/* Recovery: fine-tuning of the weights that a mask keeps. The mask never changes: gradients and
+ * moments of dropped weights are zero, so they stay +0, which is checked at the end.
+ *
+ * This is another model than the masked one: a mask is learned over frozen weights, and figures of
+ * a recovered model are not to be compared with those of frozen ones without saying so. */
+#ifndef TSR_LEARN_RECOVER_H
+#define TSR_LEARN_RECOVER_H
+
+#include "data/windows.h"
+#include "model/model.h"
+
+struct recover_settings {
+  int64_t tokens; /* to learn from; what does not fill a step is left unused */
+  int64_t batch;  /* windows of a step */
+  uint64_t seed;  /* which windows are drawn */
+  double rate;    /* AdamW's, risen to over a tenth of the steps, then half a cosine down to 0 */
+  enum precision precision;
+};
+
+struct recover_report {
+  int64_t steps, weights; /* kept weights that were tuned */
+  double dense_loss;      /* held-out, nats per token: of the model as it came */
+  double masked_loss;     /* with the mask, before */
+  double loss;            /* and after */
+  double seconds, tokens_per_second;
+};
+
+/* Tunes the linears that `masks` name, in `model`, which afterwards holds them in fp32 with zeros
+ * where the masks drop; linears without a mask, embeddings and norms stay. Some of the windows are
+ * set aside for the held-out loss. 16 bytes a weight of those linears. STATUS_REFUSED for a packed
+ * model, masks that do not fit, or too little text; STATUS_FAILED when the loss is no number. */
+enum status recover_run(struct model *model, const struct mask_set *masks,
+                        const struct windows *windows, const struct recover_settings *settings,
+                        struct recover_report *report, struct error *err);
+
+#endif
