@@ -1,18 +1,20 @@
 #!/bin/sh
 # Runs every test program of a build and counts what they report. Usage: tests/run.sh BUILD [NAME..]
+# TSR_EMULATOR is a command that runs programs built for another processor; TSR_VALGRIND=1 runs the
+# test programs (not what they start) under valgrind.
 # TSR_SHARED names the folder with evaluation data (default ../shared); tests that need it skip
 # aloud when it is absent.
 set -u
 build=$1
 shift
-export TSR_PROGRAM="$PWD/$build/tessera"
+export TSR_PROGRAM="${TSR_EMULATOR:+$TSR_EMULATOR }$PWD/$build/tessera"
 export TSR_SOURCE="$PWD"
 export TSR_SHARED="${TSR_SHARED:-$PWD/../shared}"
 passed=0 failed=0 skipped=0 broken=""
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 [ -d "$TSR_SHARED/data" ] || echo "note: no evaluation data at $TSR_SHARED; tests that need it are skipped"
-under=""
+under="${TSR_EMULATOR:-}"
 [ -n "${TSR_VALGRIND:-}" ] && under="valgrind -q --error-exitcode=99 --leak-check=full"
 names="$*"
 [ -n "$names" ] || names=$(cd "$build/tests" && ls | grep '^test_')

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs the Debian packages that tessera needs, naming them first. Usage: setup.sh build, or
-# demo | check for what the demo and the checks of `make check-all` need beside.
+# demo, check, neon for what the demo, the checks and the cross build of `make check-all` need beside.
 set -eu
 packages="gcc libc6-dev make cmake pkg-config git libjansson-dev libpcre2-dev libutf8proc-dev
   libzip-dev libzstd-dev zlib1g-dev libcmocka-dev"
 case "${1:-build}" in
   demo) packages="$packages python3 python3-pip" ;;
+  neon) packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static" ;;
   check) packages="$packages clang clang-format clang-tidy cppcheck libclang-rt-14-dev valgrind" ;;
 esac
 command -v dpkg-query >/dev/null 2>&1 || exit 0   # not Debian: CMake names what is missing

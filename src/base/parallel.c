@@ -47,6 +47,8 @@ static _Thread_local int current_worker; /* what a nested call hands on */
 static inline void relax(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
 #endif
 }
 

@@ -13,10 +13,16 @@
 #include "base/log.h"
 #include "kernel/ops.h"
 
-/* Each one can do what those before it can. */
+/* The levels of this architecture: each one can do what those before it can. */
+#if defined(__aarch64__)
+enum isa { ISA_REFERENCE, ISA_NEON, ISA_COUNT };
+static const char *const isa_name[ISA_COUNT] = {"reference", "neon"};
+#define ISA_NAMES "reference, neon"
+#else
 enum isa { ISA_REFERENCE, ISA_AVX2, ISA_AVX512, ISA_AVX512BF16, ISA_AMX, ISA_COUNT };
 static const char *const isa_name[ISA_COUNT] = {"reference", "avx2", "avx512", "avx512bf16", "amx"};
 #define ISA_NAMES "reference, avx2, avx512, avx512bf16, amx"
+#endif
 
 static struct kernel_table tables[ISA_COUNT];
 static enum isa processor;
@@ -59,6 +65,8 @@ static enum isa isa_of_processor(void) {
   if (!avx512) return avx2 ? ISA_AVX2 : ISA_REFERENCE;
   if (!has_avx512bf16()) return ISA_AVX512;
   return amx_permitted() ? ISA_AMX : ISA_AVX512BF16;
+#elif defined(__aarch64__)
+  return ISA_NEON; /* part of the base architecture */
 #else
   return ISA_REFERENCE;
 #endif
@@ -86,6 +94,8 @@ static void fill(void) {
 #if defined(TSR_HAVE_AMX)
     if (i >= ISA_AMX) kernel_table_fill_amx(&tables[i]);
 #endif
+#elif defined(__aarch64__)
+    if (i >= ISA_NEON) kernel_table_fill_neon(&tables[i]);
 #endif
     tables[i].isa = isa_name[i];
   }
@@ -95,6 +105,10 @@ static void fill(void) {
 const struct kernel_table *kernel_table(void) {
   pthread_once(&once, fill);
   return current;
+}
+
+const char *kernel_isa_name(int level) {
+  return level >= 0 && level < ISA_COUNT ? isa_name[level] : NULL;
 }
 
 bool kernel_table_use(const char *isa) {

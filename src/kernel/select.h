@@ -4,8 +4,8 @@
  * it calls in its inner loops are these functions. All are serial and touch nothing but their
  * arguments. The table is filled with the plain reference (kernel/ref) and then overwritten by what
  * the processor can do (kernel/cpu), level by level: reference, avx2 (with FMA, F16C, BMI2), avx512
- * (F, BW, DQ, VL), avx512bf16 (with VNNI), amx (tiles of bf16 and int8). TSR_ISA=NAME lowers the
- * choice, never raises it. No alignment is required anywhere. */
+ * (F, BW, DQ, VL), avx512bf16 (with VNNI), amx (tiles of bf16 and int8); on AArch64 reference and
+ * neon. TSR_ISA=NAME lowers the choice, never raises it. No alignment is required anywhere. */
 #ifndef TSR_KERNEL_SELECT_H
 #define TSR_KERNEL_SELECT_H
 
@@ -124,6 +124,10 @@ struct kernel_table {
 
 const struct kernel_table *kernel_table(void);
 
+/* The levels of this architecture from the lowest on, also those that this processor lacks; NULL
+ * past the last. */
+const char *kernel_isa_name(int level);
+
 /* Switches to another instruction set by its name, for tests and benchmarks; not while kernels run.
  * False, and nothing changed, when the processor lacks it or no such name is known. */
 bool kernel_table_use(const char *isa);
@@ -133,5 +137,6 @@ void kernel_table_fill_avx2(struct kernel_table *table);
 void kernel_table_fill_avx512(struct kernel_table *table);
 void kernel_table_fill_avx512bf16(struct kernel_table *table);
 void kernel_table_fill_amx(struct kernel_table *table);
+void kernel_table_fill_neon(struct kernel_table *table);
 
 #endif

@@ -9,13 +9,12 @@
 
 /* Calls fn once per instruction set; those that are missing are named aloud. */
 static inline void for_each_isa(void (*fn)(void)) {
-  static const char *const names[] = {"reference", "avx2", "avx512", "avx512bf16", "amx"};
-  const char *before = kernel_table()->isa;
-  for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++)
-    if (kernel_table_use(names[i]))
+  const char *before = kernel_table()->isa, *name;
+  for (int i = 0; (name = kernel_isa_name(i)); i++)
+    if (kernel_table_use(name))
       fn();
     else
-      printf("skip: this processor has no %s\n", names[i]);
+      printf("skip: this processor has no %s\n", name);
   kernel_table_use(before);
 }
 

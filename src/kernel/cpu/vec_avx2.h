@@ -18,6 +18,15 @@ typedef __m256i vi; /* 32-bit integers */
 typedef __m256 vm;  /* a lane is chosen when all its bits are set */
 typedef __m256d vd; /* half as many doubles */
 
+/* Between the two calls subnormal operands count as zero and subnormal results become zero: each
+ * would cost some hundred cycles, and saturated softmaxes make many. */
+INLINE unsigned flush_begin(void) {
+  unsigned before = _mm_getcsr();
+  _mm_setcsr(before | 0x8040); /* flush to zero, subnormals are zero */
+  return before;
+}
+INLINE void flush_end(unsigned before) { _mm_setcsr(before); }
+
 INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }

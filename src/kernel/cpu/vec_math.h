@@ -4,15 +4,6 @@
 #ifndef TSR_KERNEL_VEC_MATH_H
 #define TSR_KERNEL_VEC_MATH_H
 
-/* Between the two calls subnormal operands count as zero and subnormal results become zero: each
- * would cost some hundred cycles, and saturated softmaxes make many. */
-INLINE unsigned flush_begin(void) {
-  unsigned before = _mm_getcsr();
-  _mm_setcsr(before | 0x8040); /* flush to zero, subnormals are zero */
-  return before;
-}
-INLINE void flush_end(unsigned before) { _mm_setcsr(before); }
-
 /* q[i] * x[i] + c for each i. */
 INLINE void horner_step(int count, vf *q, const vf *x, float c) {
   for (int i = 0; i < count; i++) q[i] = vf_fma(q[i], x[i], vf_set(c));
