@@ -67,9 +67,10 @@ static void tile_columns(const struct hybrid_matrix *h, int64_t tile, const stru
   }
   uint16_t pairs[2 * STRIP_GROUPS];
   uint8_t codes[STRIP_GROUPS];
-  tile_groups(h, tile, box, row, col / 4, (count + 3) / 4, pairs, codes);
+  const int64_t groups = (count + 3) / 4;
+  tile_groups(h, tile, box, row, col / 4, groups, pairs, codes);
   memset(out, 0, (size_t)count * sizeof *out);
-  for (int64_t g = 0; 4 * g < count; g++) {
+  for (int64_t g = 0; g < groups; g++) {
     const int64_t one = 4 * g + (codes[g] & 3), two = 4 * g + (codes[g] >> 2);
     if (one < count) out[one] = pairs[2 * g];
     if (two < count) out[two] = pairs[2 * g + 1];

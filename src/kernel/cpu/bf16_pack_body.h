@@ -49,8 +49,8 @@ INLINE void chunk_across(enum dtype dtype, const char *source, int64_t ld, uint3
 
 /* The transpose of 16 x 16 words. They are moved as floats but never computed with. */
 INLINE void turn(const uint32_t *from, uint32_t *to) {
-  const float *in = (const float *)from;
-  float *out = (float *)to;
+  const float *in = (const void *)from;
+  float *out = (void *)to;
   for (int64_t row = 0; row < BF16_SIDE; row += VL)
     for (int64_t col = 0; col < BF16_SIDE; col += 4) {
       vf x[4];
