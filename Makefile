@@ -7,7 +7,7 @@ COMMIT := $(shell git describe --always --dirty --abbrev=10 2>/dev/null || echo 
 
 all: setup $(BUILD)/configured
 	@cmake --build $(BUILD) -j$(JOBS) --target tessera
-	@ln -sf $(BUILD)/tessera tessera
+	@[ $(BUILD) != build ] || ln -sf build/tessera tessera
 
 # Names what is missing on this machine and installs it; does nothing when all is there.
 setup:
