@@ -12,9 +12,9 @@
 #include "kernel/select.h"
 
 enum {
-  ROWS = 64,              /* queries that meet a block of keys at once */
-  ITEM_ROWS = 128,        /* queries of an item */
-  KEYS = 128,             /* keys of a block */
+  ROWS = 64,       /* queries that meet a block of keys at once */
+  ITEM_ROWS = 128, /* queries of an item */
+  KEYS = 128,      /* keys of a block */
   SIDE = BF16_SIDE,
 };
 _Static_assert(KEYS % BF16_STEP == 0 && KEYS % KV_BLOCK == 0 && ROWS % BF16_STEP == 0,
@@ -201,8 +201,7 @@ static void forward_end(const struct forward *f) {
       kernel_table()->scale(x->out + attention_q_at(x, f->sequence, f->row + i, head),
                             x->s.head_dim, 1.0f / f->sum[at]);
       if (x->lse)
-        x->lse[attention_lse_at(x, f->sequence, f->row + i, head)] =
-            f->max[at] + logf(f->sum[at]);
+        x->lse[attention_lse_at(x, f->sequence, f->row + i, head)] = f->max[at] + logf(f->sum[at]);
     }
 }
 
