@@ -66,7 +66,7 @@ static void tile_columns(const struct hybrid_matrix *h, int64_t tile, const stru
     return;
   }
   uint16_t pairs[2 * STRIP_GROUPS];
-  uint8_t codes[STRIP_GROUPS];
+  uint8_t codes[STRIP_GROUPS] = {0};
   const int64_t groups = (count + 3) / 4;
   tile_groups(h, tile, box, row, col / 4, groups, pairs, codes);
   memset(out, 0, (size_t)count * sizeof *out);

@@ -211,7 +211,8 @@ static void reads_what_the_converter_writes(void **state) {
     skip();
   }
   const char *root = getenv("TSR_SOURCE") ? getenv("TSR_SOURCE") : ".";
-  int status = run_command(output, sizeof output, "python3 '%s/tests/tools/convert_tasks.py'", root);
+  int status =
+      run_command(output, sizeof output, "python3 '%s/tests/tools/convert_tasks.py'", root);
   if (status) fail_msg("%s", output);
   write_file(scratch_path("ARC-Easy-Test.jsonl"),
              "{\"id\": \"x\", \"question\": {\"stem\": \"What is it?\", \"choices\": [{\"text\": "
