@@ -8,6 +8,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "base/log.h"
@@ -15,9 +17,9 @@
 
 /* The levels of this architecture: each one can do what those before it can. */
 #if defined(__aarch64__)
-enum isa { ISA_REFERENCE, ISA_NEON, ISA_COUNT };
-static const char *const isa_name[ISA_COUNT] = {"reference", "neon"};
-#define ISA_NAMES "reference, neon"
+enum isa { ISA_REFERENCE, ISA_NEON, ISA_NEONBF16, ISA_COUNT };
+static const char *const isa_name[ISA_COUNT] = {"reference", "neon", "neonbf16"};
+#define ISA_NAMES "reference, neon, neonbf16"
 #else
 enum isa { ISA_REFERENCE, ISA_AVX2, ISA_AVX512, ISA_AVX512BF16, ISA_AMX, ISA_COUNT };
 static const char *const isa_name[ISA_COUNT] = {"reference", "avx2", "avx512", "avx512bf16", "amx"};
@@ -66,6 +68,9 @@ static enum isa isa_of_processor(void) {
   if (!has_avx512bf16()) return ISA_AVX512;
   return amx_permitted() ? ISA_AMX : ISA_AVX512BF16;
 #elif defined(__aarch64__)
+#if defined(TSR_HAVE_NEONBF16) && defined(HWCAP2_BF16)
+  if (getauxval(AT_HWCAP2) & HWCAP2_BF16) return ISA_NEONBF16;
+#endif
   return ISA_NEON; /* part of the base architecture */
 #else
   return ISA_REFERENCE;
@@ -96,6 +101,9 @@ static void fill(void) {
 #endif
 #elif defined(__aarch64__)
     if (i >= ISA_NEON) kernel_table_fill_neon(&tables[i]);
+#if defined(TSR_HAVE_NEONBF16)
+    if (i >= ISA_NEONBF16) kernel_table_fill_neonbf16(&tables[i]);
+#endif
 #endif
     tables[i].isa = isa_name[i];
   }

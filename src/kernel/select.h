@@ -4,8 +4,9 @@
  * it calls in its inner loops are these functions. All are serial and touch nothing but their
  * arguments. The table is filled with the plain reference (kernel/ref) and then overwritten by what
  * the processor can do (kernel/cpu), level by level: reference, avx2 (with FMA, F16C, BMI2), avx512
- * (F, BW, DQ, VL), avx512bf16 (with VNNI), amx (tiles of bf16 and int8); on AArch64 reference and
- * neon. TSR_ISA=NAME lowers the choice, never raises it. No alignment is required anywhere. */
+ * (F, BW, DQ, VL), avx512bf16 (with VNNI), amx (tiles of bf16 and int8); on AArch64 reference, neon
+ * and neonbf16. TSR_ISA=NAME lowers the choice, never raises it. No alignment is required anywhere.
+ */
 #ifndef TSR_KERNEL_SELECT_H
 #define TSR_KERNEL_SELECT_H
 
@@ -138,5 +139,6 @@ void kernel_table_fill_avx512(struct kernel_table *table);
 void kernel_table_fill_avx512bf16(struct kernel_table *table);
 void kernel_table_fill_amx(struct kernel_table *table);
 void kernel_table_fill_neon(struct kernel_table *table);
+void kernel_table_fill_neonbf16(struct kernel_table *table);
 
 #endif

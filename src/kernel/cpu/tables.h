@@ -21,6 +21,7 @@ void mask_fill_avx512(struct kernel_table *table);
 
 void product_fill_neon(struct kernel_table *table);
 void bf16_fill_neon(struct kernel_table *table);
+void bf16_fill_neonbf16(struct kernel_table *table);
 void strips_fill_neon(struct kernel_table *table);
 void rows_fill_neon(struct kernel_table *table);
 void kv_fill_neon(struct kernel_table *table);
