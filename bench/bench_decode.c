@@ -1,5 +1,6 @@
 /* How fast few tokens meet large matrices: dense and hybrid strips of several densities, at batch 1
- * to 64, each beside a plain read of as many bytes as it stores. Everything is run in turn, round
+ * to 64, in fp32 and, where that is faster, with activations rounded to bf16, each beside a plain
+ * read of as many bytes as it stores. Everything is run in turn, round
  * after round, and the median over rounds is taken.
  *
  * Usage: bench_decode [threads [rows cols matrices [batch ...]]]; TSR_ISA lowers the instruction
@@ -83,7 +84,7 @@ struct reading {
   size_t bytes;
   uint64_t sum[PARALLEL_THREADS_MAX * 8];
 };
-enum { PIECE_BYTES = 1 << 18, READ_AHEAD_BYTES = 4096 };
+enum { PIECE_BYTES = 1 << 20, READ_AHEAD_BYTES = 4096 };
 
 static void read_piece(void *ctx, int64_t piece, int worker) {
   struct reading *r = ctx;
@@ -119,7 +120,8 @@ static double median(double values[ROUNDS]) {
 
 /* One form is read or multiplied right after another was, so that none finds its own matrices in
  * the caches. */
-static void time_batch(struct form *forms, int matrices, int64_t batch, const float *x, float *y) {
+static void time_batch(struct form *forms, int matrices, int64_t batch, enum precision precision,
+                       const float *x, float *y) {
   static volatile uint64_t sink;
   for (int round = -1; round < ROUNDS; round++)
     for (int step = 0; step < 2 * FORMS; step++) {
@@ -130,23 +132,24 @@ static void time_batch(struct form *forms, int matrices, int64_t batch, const fl
         if (step < FORMS)
           sink = sink + read_matrix(&form->matrices[i]);
         else
-          linear_forward(&w, NULL, x, batch, PRECISION_FP32, y);
+          linear_forward(&w, NULL, x, batch, precision, y);
       }
       if (round < 0) continue;
       (step < FORMS ? form->read_s : form->seconds)[round] = clock_seconds() - start;
     }
 }
 
-static void report(struct form *forms, int64_t batch) {
+static void report(struct form *forms, int64_t batch, enum precision precision) {
   double dense = 0;
   for (int f = 0; f < FORMS; f++) {
     double seconds = median(forms[f].seconds), read = median(forms[f].read_s);
     double bytes = (double)forms[f].bytes;
     if (!f) dense = seconds;
-    printf("%5lld  %8.1f %%  %8.2f ms  %6.1f GB/s  read %6.1f GB/s  %5.1f %%  %6.3fx of %5.3fx\n",
-           (long long)batch, sparse_percent[f] / 2.0, 1e3 * seconds, 1e-9 * bytes / seconds,
-           1e-9 * bytes / read, 100 * read / seconds, dense / seconds,
-           (double)forms[0].bytes / bytes);
+    printf(
+        "%5lld  %s  %8.1f %%  %8.2f ms  %6.1f GB/s  read %6.1f GB/s  %5.1f %%  %6.3fx of %5.3fx\n",
+        (long long)batch, precision_name[precision], sparse_percent[f] / 2.0, 1e3 * seconds,
+        1e-9 * bytes / seconds, 1e-9 * bytes / read, 100 * read / seconds, dense / seconds,
+        (double)forms[0].bytes / bytes);
   }
 }
 
@@ -171,12 +174,15 @@ int main(int argc, char **argv) {
   printf("%s, %d threads, %d matrices of %lld x %lld bf16: %.0f MB dense\n", kernel_isa(),
          parallel_threads(), matrices, (long long)rows, (long long)cols,
          1e-6 * (double)forms[0].bytes);
-  printf("batch  sparsity        time     reached        plain read   of it    over dense\n");
+  printf(
+      "batch  x      sparsity        time     reached        plain read   of it    over dense\n");
   int batches = argc > 5 ? argc - 5 : (int)(sizeof usual / sizeof usual[0]);
   for (int b = 0; b < batches; b++) {
     int64_t batch = argc > 5 ? atoll(argv[5 + b]) : usual[b];
-    time_batch(forms, matrices, batch, x, y);
-    report(forms, batch);
+    for (int p = PRECISION_FP32; p <= (int)precision_fastest(); p++) {
+      time_batch(forms, matrices, batch, (enum precision)p, x, y);
+      report(forms, batch, (enum precision)p);
+    }
   }
   for (int f = 0; f < FORMS; f++) {
     for (int i = 0; i < matrices; i++) strips_release(&forms[f].matrices[i]);

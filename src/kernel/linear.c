@@ -106,7 +106,7 @@ void linear_forward(const struct linear_weight *w, const float *bias, const floa
                     int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
   if (w->strips && tokens <= STRIP_TOKENS_MAX) {
-    if (tokens > 0) strips_product(w->strips, x, tokens, y);
+    if (tokens > 0) strips_product(w->strips, x, tokens, precision, y);
   } else if (tokens <= SKINNY_TOKENS_MAX) {
     if (tokens > 0) forward_skinny(w, x, tokens, y);
   } else {

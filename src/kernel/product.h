@@ -3,6 +3,7 @@
 #define TSR_KERNEL_PRODUCT_H
 
 #include "kernel/gemm.h"
+#include "kernel/precision.h"
 #include "sparse/hybrid.h"
 #include "sparse/strips.h"
 
@@ -35,7 +36,9 @@ void product(int64_t m, int64_t n, int64_t k, float alpha, const struct product_
 void product_bf16(int64_t m, int64_t n, int64_t k, float alpha, const struct product_operand *a,
                   const struct product_operand *b, bool add, float *c, int64_t ldc);
 
-/* y (tokens, rows) = x W^T, x (tokens, cols), reading W once however many tokens there are. */
-void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens, float *y);
+/* y (tokens, rows) = x W^T, x (tokens, cols), reading W once however many tokens there are. With
+ * PRECISION_BF16 x may be rounded, where that is faster. */
+void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens,
+                    enum precision precision, float *y);
 
 #endif

@@ -17,6 +17,7 @@
 #include "tensor/dtype.h"
 
 struct strip_matrix; /* sparse/strips.h */
+struct strip_batch;  /* kernel/strip_batch.h */
 
 /* Tokens that the skinny products take at once. */
 enum { SKINNY_TOKENS_MAX = 8, HYBRID_LANES = 16 };
@@ -62,6 +63,14 @@ struct kernel_table {
    * of tokens * STRIP_ROWS floats. x and sums 64-byte aligned. */
   void (*strip_dot)(const struct strip_matrix *w, int64_t first, int64_t count, const float *x,
                     int64_t tokens, float *y, int64_t ldy, float *sums);
+
+  /* The same for up to STRIP_BATCH_STRIPS strips of bf16 weights and a batch that strip_parts has
+   * made; both NULL where the processor has no tiles. sums: 64-byte aligned scratch of
+   * STRIP_BATCH_STRIPS * padded_rows * STRIP_ROWS floats. strip_parts makes the activations of one
+   * chunk from x (tokens, w->cols). Denormal parts count as zero. */
+  void (*strip_batch)(const struct strip_batch *batch, int64_t first, int64_t count, float *y,
+                      int64_t ldy, float *sums);
+  void (*strip_parts)(const struct strip_batch *batch, const float *x, int64_t chunk);
 
   /* out (cols, STRIP_ROWS; leading dimension width): columns [chunk * STRIP_COLS, + cols) of a
    * strip, expanded and transposed. */

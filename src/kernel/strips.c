@@ -1,11 +1,21 @@
 /* Products with strips: the activations in the order of the chunks, the strips dealt out to the
- * threads. See product.h. No state but scratch. */
+ * threads. See product.h. No state but scratch.
+ *
+ * Tiles take batches from TILES_FROM tokens on; for fewer, plain multiply-adds keep up with memory
+ * and start faster. */
 #include "base/parallel.h"
 #include "kernel/product.h"
 #include "kernel/scratch.h"
 #include "kernel/select.h"
+#include "kernel/strip_batch.h"
 
-enum { ITEMS_PER_THREAD = 8, ITEM_BYTES_LEAST = 48 << 10 };
+enum {
+  ITEMS_PER_THREAD = 8,
+  ITEM_BYTES_LEAST = 48 << 10,
+  TILES_FROM = 9,
+  TILE_ROWS = 16,
+  EXACT_PARTS = 3
+};
 
 struct strip_job {
   const struct strip_matrix *w;
@@ -47,7 +57,54 @@ static int64_t strips_per_item(const struct strip_matrix *w) {
   return count < 1 ? 1 : count;
 }
 
-void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens, float *y) {
+static void product_by_lanes(const struct strip_matrix *w, const float *x, int64_t tokens,
+                             float *y) {
   struct strip_job j = {w, tokens, strips_per_item(w), order_activations(w, x, tokens), y};
   parallel_for((w->strips + j.per_item - 1) / j.per_item, run_item, &j);
+}
+
+/* --- by tiles --- */
+
+struct tile_job {
+  struct strip_batch batch;
+  const float *x;
+  int64_t per_item;
+  float *y;
+};
+
+static void make_parts(void *ctx, int64_t chunk, int worker) {
+  const struct tile_job *j = ctx;
+  (void)worker;
+  kernel_table()->strip_parts(&j->batch, j->x, chunk);
+}
+
+static void run_tiles(void *ctx, int64_t item, int worker) {
+  const struct tile_job *j = ctx;
+  const struct strip_matrix *w = j->batch.w;
+  const int64_t first = item * j->per_item, left = w->strips - first;
+  (void)worker;
+  float *sums = kernel_scratch(SCRATCH_SEGMENT,
+                               (size_t)(STRIP_BATCH_STRIPS * j->batch.padded_rows * STRIP_ROWS));
+  kernel_table()->strip_batch(&j->batch, first, left < j->per_item ? left : j->per_item,
+                              j->y + first * STRIP_ROWS, w->rows, sums);
+}
+
+static void product_by_tiles(const struct strip_matrix *w, const float *x, int64_t tokens,
+                             int parts, float *y) {
+  struct tile_job j = {{.w = w, .tokens = tokens, .parts = parts}, x, strips_per_item(w), y};
+  if (j.per_item > STRIP_BATCH_STRIPS) j.per_item = STRIP_BATCH_STRIPS;
+  j.per_item += j.per_item % 2; /* they are taken in pairs */
+  j.batch.padded_rows = (parts * tokens + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  j.batch.x =
+      kernel_scratch(SCRATCH_LINEAR, (size_t)(w->chunks * j.batch.padded_rows * STRIP_COLS / 2));
+  parallel_for(w->chunks, make_parts, &j);
+  parallel_for((w->strips + j.per_item - 1) / j.per_item, run_tiles, &j);
+}
+
+void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens,
+                    enum precision precision, float *y) {
+  if (kernel_table()->strip_batch && w->dtype == DTYPE_BF16 && tokens >= TILES_FROM)
+    product_by_tiles(w, x, tokens, precision == PRECISION_BF16 ? 1 : EXACT_PARTS, y);
+  else
+    product_by_lanes(w, x, tokens, y);
 }

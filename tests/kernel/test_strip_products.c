@@ -38,6 +38,22 @@ static void check_forward(const struct linear_weight *w, int64_t tokens) {
   for (int64_t i = tokens * rows; i < TOKENS_MOST * ROWS_MOST; i++) assert_true(isnan(y[i]));
 }
 
+/* With PRECISION_BF16 batches may round x, each product by at most 2^-8 of itself. */
+static void check_rounded(const struct linear_weight *w, int64_t tokens) {
+  const int64_t rows = linear_rows(w), cols = linear_cols(w);
+  linear_forward(w, NULL, x, tokens, PRECISION_BF16, y);
+  for (int64_t t = 0; t < tokens; t++)
+    for (int64_t r = 0; r < rows; r++) {
+      double sum = 0, most = 0;
+      for (int64_t c = 0; c < cols; c++) {
+        const double product = (double)weights[r * cols + c] * x[t * cols + c];
+        sum += product;
+        most += fabs(product);
+      }
+      assert_true(fabs(y[t * rows + r] - sum) <= most / 256 + TOLERANCE);
+    }
+}
+
 static void check_backward(const struct linear_weight *w, int64_t tokens) {
   const int64_t rows = linear_rows(w), cols = linear_cols(w);
   for (int64_t t = 0; t < tokens; t++)
@@ -76,6 +92,8 @@ static void check(const struct strip_matrix *s) {
   for (int64_t r = 0; r < s->rows; r++) linear_row(&w, r, weights + r * s->cols);
   for (size_t i = 0; i < sizeof token_counts / sizeof *token_counts; i++)
     check_forward(&w, token_counts[i]);
+  check_rounded(&w, 11);
+  check_rounded(&w, 64);
   check_backward(&w, 5);
   check_bf16(&w);
 }

@@ -82,7 +82,7 @@ static void logits_stay(void **state) {
     compare(families[i], pack_golden(families[i]), false, 1e-5);
 }
 
-/* Rounding weights to bf16, 2^-9 each, moves these small models' logits by some 1e-2. */
+/* Rounding weights to bf16, by 2^-8 at most, moves these small models' logits by some 1e-2. */
 static void fp32_weights_are_rounded_when_asked(void **state) {
   (void)state;
   compare("llama", golden_model("llama"), false, 1e-5);

@@ -12,6 +12,7 @@ void bf16_fill_avx512bf16(struct kernel_table *table);
 void bf16_fill_amx(struct kernel_table *table);
 void strips_fill_avx2(struct kernel_table *table);
 void strips_fill_avx512(struct kernel_table *table);
+void strips_fill_amx(struct kernel_table *table);
 void rows_fill_avx2(struct kernel_table *table);
 void rows_fill_avx512(struct kernel_table *table);
 void kv_fill_avx2(struct kernel_table *table);
