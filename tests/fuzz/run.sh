@@ -17,6 +17,7 @@ seeds_of() {
     npz) find $golden -name '*.npz' ;;
     npy) find $golden -name '*.npy' ;;
     json) find $golden -name '*.json' -size -64k ;;
+    tasks) find $golden -name '*.jsonl' ;;
     config) find $golden -name 'config.json' -o -name '*.gguf' -size -64k ;;
     mask) find $golden -name 'mask*.npz' -o -name 'mask*.safetensors' ;;
     tokenizer) find $golden -type f -size -64k -name 'tokenizer*' -o -name '*.gguf' -size -64k ;;
