@@ -16,6 +16,13 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
 
+# The host's side needs CUDA's headers, so that a build without CUDA never sees it.
+headers=$(dirname "$(dirname "$(readlink -f "$nvcc")")")/include
+for source in src/kernel/cuda/device.c bench/gpu_check.c bench/gpu_time.c; do
+  ${CC:-cc} -std=gnu17 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -Werror -fsyntax-only \
+    -I src -isystem "$headers" "$source"
+done
+
 # kernel, threads, stages, bytes of shared memory, bytes of 2:4 weights in flight, for a block that
 # may use argv[1] bytes: the rules are those of the program.
 cat >"$work/shapes.c" <<'END'

@@ -77,6 +77,7 @@ static void product_case_plan(struct product_case *c, uint32_t blocks) {
 
 static void product_case_make(struct product_case *c, struct product_shape shape, uint64_t seed) {
   struct error err = {0};
+  simt_need_fibers();
   *c = (struct product_case){.shape = shape};
   const uint64_t x_stride = (uint64_t)(shape.cols + 7) / 8 * 8, y_stride = (uint64_t)shape.rows + 3;
   hybrid_case_make(&c->hybrid, shape.rows, shape.cols, 128, shape.dense_share, DTYPE_BF16, seed);

@@ -420,12 +420,14 @@ static bool fibers_can_be_followed(void) {
   return !getenv("TSR_VALGRIND");
 }
 
+void simt_need_fibers(void) {
+  if (fibers_can_be_followed()) return;
+  printf("skip: fibers are not followed by the thread sanitizer and valgrind\n");
+  skip();
+}
+
 void simt_run(const struct simt_launch *launch, void (*kernel)(const void *), const void *args,
               struct simt_report *report) {
-  if (!fibers_can_be_followed()) {
-    printf("skip: fibers are not followed by the thread sanitizer and valgrind\n");
-    skip();
-  }
   assert_true(launch->threads % SIMT_WARP == 0 && launch->threads <= SIMT_THREADS_MAX);
   if (!simt.stacks) simt.stacks = malloc((size_t)SIMT_THREADS_MAX * STACK_BYTES);
   assert_non_null(simt.stacks);

@@ -51,8 +51,10 @@ struct simt_report {
 
 /* Declares memory that the kernel may touch. */
 void simt_buffer(struct simt_launch *launch, const void *data, size_t bytes, bool writable);
-/* Runs kernel(args) on all blocks, up to the first failure. Skips the test under the thread
- * sanitizer and under valgrind, which cannot follow the fibers. */
+/* Skips the test, aloud, under the thread sanitizer and under valgrind, which cannot follow the
+ * fibers. To be called before anything is allocated. */
+void simt_need_fibers(void);
+/* Runs kernel(args) on all blocks, up to the first failure. */
 void simt_run(const struct simt_launch *launch, void (*kernel)(const void *args), const void *args,
               struct simt_report *report);
 
