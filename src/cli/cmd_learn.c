@@ -31,6 +31,9 @@ static const struct option options[] = {
      "learn tiles and 2:4 masks, tiles over a frozen 2:4 mask, or 2:4 masks only"},
     {"sparsity", OPTION_FRACTION, AT(s.sparsity), NULL, 0, 0, NULL, "S",
      "share of zeros over all prunable weights, 0 to 0.5 (maskllm: 0.5)"},
+    {"speedup", OPTION_REAL, AT(s.speedup), NULL, 1, 16, NULL, "X",
+     "in place of --sparsity: decode X times as fast as dense, by what matrices cost on this "
+     "machine (measured at the start, kept in RUN)"},
     {"data", OPTION_TEXT, AT(data), NULL, 0, 0, NULL, "FILE",
      "text to learn from: UTF-8, .jsonl, or either as .gz or .zst"},
     COUNT("tokens", tokens, "0", 0, 1e15, "token budget"),
@@ -173,6 +176,7 @@ static void print_outcome(const struct learn_report *r, const char *out) {
   printf("%-28s %10.4f %12.2f\n", "kept", r->best_loss, exp(r->best_loss));
   printf("density %.6f (%.6f before %lld tiles were moved), of step %lld of %lld\n", r->density,
          r->density_before, (long long)r->moved_tiles, (long long)r->best_step, (long long)r->step);
+  if (r->settings.costs) printf("decodes %.3f times as fast as dense, by its costs\n", r->speedup);
   printf("%.0f tokens/s, %.1f s learning, %.1f s prior, %.2f GiB at the peak\n",
          r->tokens_per_second, r->seconds, r->prior_seconds,
          (double)r->peak_bytes / (double)(1 << 30));

@@ -1,6 +1,7 @@
 /* What a run learns from: see inputs.h. */
 #include "learn/inputs.h"
 
+#include <math.h>
 #include <string.h>
 #include <zlib.h>
 
@@ -31,6 +32,27 @@ static enum status spend_budget(struct run_inputs *in, struct error *err) {
   return status;
 }
 
+/* What matrices cost: as the run that is continued found it, or as this machine does now. The
+ * sparsity that stands in the settings is that of tiles spread evenly over the time. */
+static enum status take_costs(struct run_inputs *in, struct error *err) {
+  const struct learn_request *q = in->request;
+  struct learn_settings *s = &in->settings;
+  if (!isnan(s->sparsity))
+    return error_set(err, STATUS_USAGE, "--sparsity and --speedup both say how sparse: give one");
+  json_t *was = q->resume ? run_directory_costs(q->out) : NULL;
+  if (!was) log_info("measuring what matrices cost here, dense and 2:4");
+  enum status status = was ? cost_from_json(&in->costs, was, in->model, q->out, err)
+                           : cost_measure(&in->costs, in->model, err);
+  json_decref(was);
+  if (status != STATUS_OK) return status;
+  double dense = (double)cost_dense_ps(&in->costs, in->model);
+  double sparse = (double)cost_sparse_ps(&in->costs, in->model, in->skip);
+  double share = sparse < dense ? (dense - dense / s->speedup) / (dense - sparse) : 0;
+  s->costs = &in->costs;
+  s->sparsity = 0.5 * fmin(fmax(share, 0), 1);
+  return STATUS_OK;
+}
+
 enum status run_inputs_open_model(struct run_inputs *in, const struct learn_request *q,
                                   struct error *err) {
   *in = (struct run_inputs){.request = q};
@@ -44,6 +66,7 @@ enum status run_inputs_open_model(struct run_inputs *in, const struct learn_requ
   for (int i = 0; i < model_site_count(in->model); i++)
     in->skip[i] = prune_skips(&in->prune, model_site(in->model, i)->name);
   in->settings = q->settings;
+  if (!isnan(q->settings.speedup) && (status = take_costs(in, err)) != STATUS_OK) return status;
   if (q->budget_seconds > 0 && (status = spend_budget(in, err)) != STATUS_OK) return status;
   status = learn_settings_resolve(&in->settings, model_config(in->model)->context_length, err);
   in->calibration_tokens = calibration_tokens(q, in->settings.tokens);

@@ -7,6 +7,7 @@
 
 #include "data/windows.h"
 #include "learn/budget.h"
+#include "learn/cost.h"
 #include "learn/run.h"
 
 struct run_inputs {
@@ -21,6 +22,7 @@ struct run_inputs {
   int64_t train_count, heldout_count;
   int64_t calibration_tokens;
   struct calibration calibration;
+  struct cost_table costs;    /* of settings.speedup */
   struct learn_budget budget; /* zero unless it was measured now */
 };
 

@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "kernel/ops.h"
+#include "learn/cost.h"
 
 /* --- making and releasing --- */
 
@@ -49,6 +50,21 @@ static int number_regions(const struct learner *l, int *region_of_layer, int64_t
   return regions;
 }
 
+/* The target becomes a time: 1 / speedup of what a decoded token takes when all is dense. */
+static enum status aim_at_time(struct learner *l, const struct mask_matrix *masks,
+                               struct error *err) {
+  const struct cost_table *costs = l->settings.costs;
+  double *price = mem_alloc((size_t)l->site_count, sizeof *price, err);
+  if (!price) return STATUS_FAILED;
+  for (int i = 0; i < l->site_count; i++)
+    price[i] = cost_saved_per_weight(cost_of_shape(costs, masks[i].rows, masks[i].cols));
+  enum status status =
+      tiles_aim_at_time(&l->tiles, masks, l->site_count, price, cost_dense_ps(costs, l->model),
+                        1 / l->settings.speedup, err);
+  mem_free(price);
+  return status;
+}
+
 static enum status init_tiles(struct learner *l, struct error *err) {
   enum status status = STATUS_FAILED;
   const size_t layers = (size_t)model_config(l->model)->layers;
@@ -67,7 +83,8 @@ static enum status init_tiles(struct learner *l, struct error *err) {
     tiles += mask_tile_count(&s->mask);
   }
   status = tiles_init(&l->tiles, masks, region_of, l->site_count, totals, regions,
-                      1 - l->settings.sparsity, err);
+                      l->settings.costs ? 1 : 1 - l->settings.sparsity, err);
+  if (status == STATUS_OK && l->settings.costs) status = aim_at_time(l, masks, err);
 out:
   mem_free(masks);
   mem_free(region_of);

@@ -94,6 +94,20 @@ static double sites_density(const struct run *run) {
   return kept / (double)(l->learned_weights + l->left_dense_weights);
 }
 
+/* Of decoding over the dense model, by the costs: NAN where none were measured. */
+static double sites_speedup(const struct run *run) {
+  const struct learner *l = &run->learner;
+  const struct cost_table *costs = l->settings.costs;
+  if (!costs) return NAN;
+  double dense = (double)cost_dense_ps(costs, l->model), saved = 0;
+  for (int i = 0; i < l->site_count; i++) {
+    const struct mask_matrix *m = &run->state.best[i];
+    saved += cost_saved_per_weight(cost_of_shape(costs, m->rows, m->cols)) *
+             (double)(m->rows * m->cols - mask_kept(m));
+  }
+  return dense / (dense - saved);
+}
+
 static enum status evaluate(struct run *run, struct error *err) {
   struct learner *l = &run->learner;
   double loss;
@@ -322,6 +336,7 @@ static void fill_report(struct run *run) {
   r->prior_loss = run->state.prior_loss;
   r->best_loss = run->state.best_loss;
   r->density = sites_density(run);
+  r->speedup = sites_speedup(run);
   r->density_before = run->density_before;
   r->moved_tiles = run->moved_tiles;
   r->seconds = run->state.seconds;
@@ -413,6 +428,11 @@ static void say_plan(const struct learn_report *r) {
   log_info("%s mode, sparsity %g: %lld weights in %lld tiles, %lld steps of %lld x %lld tokens",
            learn_mode_name[s->mode], s->sparsity, (long long)p->learned_weights,
            (long long)p->tiles, (long long)s->steps, (long long)s->batch, (long long)s->window);
+  if (s->costs)
+    log_info(
+        "aiming at decoding %.3f times as fast as dense, which tiles of the same value "
+        "everywhere would reach at that sparsity",
+        s->speedup);
   log_info(
       "memory %.2f GiB, disk %.2f GiB, time about %.1f minutes (prior %.1f, learning %.1f, "
       "held-out loss %.1f) at %.0f GFLOP/s",
@@ -428,6 +448,8 @@ enum status learn_run(const struct learn_request *request, struct learn_report *
   enum status status = run_inputs_open_model(&run.in, request, err);
   if (status != STATUS_OK) goto out;
   report->settings = run.in.settings;
+  report->costs = run.in.costs;
+  if (run.in.settings.costs) report->settings.costs = &report->costs;
   report->budget = run.in.budget;
   report->plan = learn_plan_make(run.in.model, &run.in.settings, run.in.skip,
                                  request->prior_count ? 0 : run.in.calibration_tokens);
@@ -451,5 +473,6 @@ json_t *learn_report_figures(const struct learn_report *r) {
                 "seconds", r->seconds, "prior_seconds", r->prior_seconds, "tokens_per_second",
                 r->tokens_per_second, "peak_bytes", (json_int_t)r->peak_bytes);
   INVARIANT(o);
+  if (r->settings.costs) json_object_set_new(o, "speedup", json_real(r->speedup));
   return o;
 }

@@ -9,6 +9,7 @@
 
 #include "io/json.h"
 #include "learn/budget.h"
+#include "learn/cost.h"
 #include "learn/prior.h"
 
 struct learn_request {
@@ -26,6 +27,7 @@ struct learn_request {
 
 struct learn_report {
   struct learn_settings settings; /* resolved */
+  struct cost_table costs; /* what settings.costs points at, where a speed-up was asked for */
   struct learn_plan plan;
   struct learn_budget budget; /* zero unless a time was given and measured */
   bool dry_run, finished_before;
@@ -34,6 +36,7 @@ struct learn_report {
   double last_loss;                         /* of the last mask, projected */
   double last_loss_before;                  /* and as the logits hardened */
   double density, density_before;           /* of the kept mask; of the last before projection */
+  double speedup; /* of the kept mask, as the costs foretell it; NAN without them */
   int64_t moved_tiles;
   double seconds, prior_seconds, tokens_per_second;
   size_t peak_bytes;

@@ -105,15 +105,30 @@ enum status run_directory_enter(struct run_directory *d, const char *path, bool 
   return status;
 }
 
-int64_t run_directory_tokens(const char *path) {
+/* The settings that the run at `path` was started with, or NULL. New reference. */
+static json_t *settings_of(const char *path) {
   struct error err;
   char *config = path_join(path, "config.json");
   json_t *was = file_exists(config) ? json_read_file(config, CONFIG_BYTES_MAX, &err) : NULL;
-  const json_t *settings = json_object_get(json_object_get(was, "identity"), "settings");
-  int64_t tokens = json_integer_value(json_object_get(settings, "tokens"));
+  json_t *settings = json_object_get(json_object_get(was, "identity"), "settings");
+  json_incref(settings);
   json_decref(was);
   free(config);
+  return settings;
+}
+
+int64_t run_directory_tokens(const char *path) {
+  json_t *settings = settings_of(path);
+  int64_t tokens = json_integer_value(json_object_get(settings, "tokens"));
+  json_decref(settings);
   return tokens > 0 ? tokens : 0;
+}
+
+json_t *run_directory_costs(const char *path) {
+  json_t *settings = settings_of(path), *costs = json_object_get(settings, "costs");
+  json_incref(costs);
+  json_decref(settings);
+  return costs;
 }
 
 void run_directory_leave(struct run_directory *d) {

@@ -30,6 +30,8 @@ enum status run_directory_enter(struct run_directory *d, const char *path, bool 
                                 const json_t *config, enum run_entry *entry, struct error *err);
 /* The tokens that the run at `path` was started with, or 0 when there is none. */
 int64_t run_directory_tokens(const char *path);
+/* And the table of costs (learn/cost.h), or NULL. New reference. */
+json_t *run_directory_costs(const char *path);
 void run_directory_leave(struct run_directory *d);
 
 /* Appends to the record; steals `line`. */

@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "learn/cost.h"
+
 const char *const learn_mode_name[LEARN_MODES] = {"joint", "tile", "maskllm"};
 const char *const learn_density_name[DENSITY_RULES] = {"held", "soft"};
 const char *const learn_noise_name[NOISE_RULES] = {"step", "micro", "none"};
@@ -70,7 +72,7 @@ static double *real_at(struct learn_settings *s, const struct real_default *d) {
 void learn_settings_unset(struct learn_settings *s, enum learn_mode mode) {
   memset(s, 0, sizeof *s);
   s->mode = mode;
-  s->sparsity = NAN;
+  s->sparsity = s->speedup = NAN;
   s->density = s->noise = s->regularizer = s->tile_prior = s->precision = -1;
   s->warmup_steps = s->evaluations = s->heldout_windows = -1;
   for (int i = 0; i < REALS; i++) *real_at(s, &reals[i]) = NAN;
@@ -137,7 +139,8 @@ static enum status check_shape(const struct learn_settings *s, int64_t context, 
 static enum status check_sparsity(struct learn_settings *s, struct error *err) {
   if (s->mode == LEARN_MASKLLM && isnan(s->sparsity)) s->sparsity = 0.5;
   if (isnan(s->sparsity))
-    return error_set(err, STATUS_USAGE, "--sparsity is missing; --mode %s takes 0 to 0.5",
+    return error_set(err, STATUS_USAGE,
+                     "--sparsity is missing (or --speedup); --mode %s takes 0 to 0.5",
                      learn_mode_name[s->mode]);
   if (!(s->sparsity >= 0 && s->sparsity <= 0.5))
     return error_set(err, STATUS_USAGE,
@@ -148,6 +151,20 @@ static enum status check_sparsity(struct learn_settings *s, struct error *err) {
                      "--mode maskllm makes every group 2:4, so --sparsity is 0.5; choose --mode "
                      "joint or tile for %g",
                      s->sparsity);
+  return STATUS_OK;
+}
+
+/* A time is held for the model as a whole, and only by the shift. */
+static enum status check_speedup(const struct learn_settings *s, struct error *err) {
+  if (isnan(s->speedup)) return STATUS_OK;
+  if (s->mode == LEARN_MASKLLM)
+    return error_set(err, STATUS_USAGE,
+                     "--mode maskllm makes every group 2:4, which has one speed; choose --mode "
+                     "joint or tile for --speedup");
+  if (!(s->speedup >= 1))
+    return error_set(err, STATUS_USAGE, "--speedup %g is below 1, the dense model's", s->speedup);
+  if (s->per_block || s->density == DENSITY_SOFT)
+    return error_set(err, STATUS_USAGE, "--speedup is no target for --per-block or --density soft");
   return STATUS_OK;
 }
 
@@ -166,7 +183,8 @@ static void resolve_choices(struct learn_settings *s) {
 }
 
 enum status learn_settings_resolve(struct learn_settings *s, int64_t context, struct error *err) {
-  enum status status = check_sparsity(s, err);
+  enum status status = check_speedup(s, err);
+  if (status == STATUS_OK) status = check_sparsity(s, err);
   if (status != STATUS_OK) return status;
   if (s->tokens < 1) return error_set(err, STATUS_USAGE, "--tokens is missing; give a budget");
   resolve_shape(s, context);
@@ -203,6 +221,10 @@ json_t *learn_settings_to_json(const struct learn_settings *s) {
   json_object_set_new(o, "regularizer", json_string(learn_regularizer_name[s->regularizer]));
   json_object_set_new(o, "tile_prior", json_string(learn_tile_prior_name[s->tile_prior]));
   json_object_set_new(o, "precision", json_string(precision_name[s->precision]));
+  if (s->costs) {
+    json_object_set_new(o, "speedup", json_real(s->speedup));
+    json_object_set_new(o, "costs", cost_to_json(s->costs));
+  }
   for (int i = 0; i < REALS; i++) {
     double value;
     memcpy(&value, (const char *)s + reals[i].offset, sizeof value);

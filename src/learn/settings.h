@@ -47,9 +47,15 @@ struct learn_anneal {
   double tau_first, tau_last;
 };
 
+struct cost_table; /* learn/cost.h */
+
 struct learn_settings {
   enum learn_mode mode;
   double sparsity; /* 0 to 0.5; the target density is 1 - sparsity */
+  /* Of decoding over the dense model, in place of a sparsity; NAN = not given. `sparsity` is then
+   * what 2:4 tiles spread evenly would have, and `costs` (not owned) is not NULL. */
+  double speedup;
+  const struct cost_table *costs;
   int64_t tile_rows, tile_cols;
   bool per_block; /* every transformer block has the target density */
   uint64_t seed;

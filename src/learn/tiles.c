@@ -16,8 +16,8 @@ enum { TILE_STREAM = 0x54494c45 }; /* "TILE": keeps these noises apart from the 
 enum { CHUNK_TILES = 4096 };
 
 static enum status allocate(struct tile_logits *t, int64_t count, int regions, struct error *err) {
-  float **const arrays[] = {&t->logit, &t->moment1, &t->moment2, &t->gradient,
-                            &t->gain,  &t->noise,   &t->soft,    &t->slope};
+  float **const arrays[] = {&t->logit, &t->moment1, &t->moment2, &t->gradient, &t->gain,
+                            &t->noise, &t->soft,    &t->slope,   &t->weights};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
     if (!(*arrays[i] = mem_alloc((size_t)count, sizeof(float), err))) return err->status;
   t->soft_gradient = mem_alloc((size_t)count, sizeof *t->soft_gradient, err);
@@ -32,8 +32,8 @@ static enum status allocate(struct tile_logits *t, int64_t count, int regions, s
 }
 
 void tiles_free(struct tile_logits *t) {
-  float *const arrays[] = {t->logit, t->moment1, t->moment2, t->gradient,
-                           t->gain,  t->noise,   t->soft,    t->slope};
+  float *const arrays[] = {t->logit, t->moment1, t->moment2, t->gradient, t->gain,
+                           t->noise, t->soft,    t->slope,   t->weights};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) mem_free(arrays[i]);
   mem_free(t->soft_gradient);
   mem_free(t->regions);
@@ -68,16 +68,42 @@ enum status tiles_init(struct tile_logits *t, const struct mask_matrix *matrices
     int64_t tiles = mask_tile_count(&matrices[i]);
     for (int64_t k = 0; k < tiles; k++) {
       int64_t gain = mask_tile_area(&matrices[i], k) - mask_tile_kept_sparse(&matrices[i], k);
-      t->gain[next++] = (float)gain;
+      t->weights[next] = t->gain[next] = (float)gain;
+      next++;
       region->base -= gain;
     }
     region->count += tiles;
+  }
+  for (int r = 0; r < region_count; r++) {
+    t->regions[r].total_weights = t->regions[r].total;
+    t->regions[r].base_weights = t->regions[r].base;
   }
   for (int r = 0; r < region_count && status == STATUS_OK; r++)
     status = check_target(&t->regions[r], r, density, err);
 out:
   if (status != STATUS_OK) tiles_free(t);
   return status;
+}
+
+enum status tiles_aim_at_time(struct tile_logits *t, const struct mask_matrix *matrices,
+                              int64_t matrix_count, const double *price, int64_t total_ps,
+                              double share, struct error *err) {
+  struct tile_region *r = &t->regions[0];
+  int64_t next = 0;
+  INVARIANT(t->region_count == 1);
+  t->timed = true;
+  r->total = r->base = total_ps;
+  r->target = share * (double)total_ps;
+  for (int64_t i = 0; i < matrix_count; i++)
+    for (int64_t k = mask_tile_count(&matrices[i]); k > 0; k--, next++) {
+      t->gain[next] = (float)llround(t->weights[next] * price[i]);
+      r->base -= (int64_t)t->gain[next];
+    }
+  if (r->target >= (double)r->base) return STATUS_OK;
+  return error_set(err, STATUS_REFUSED,
+                   "a speed-up of %.3f cannot be reached on this machine: with every tile 2:4 it "
+                   "is %.3f",
+                   1 / share, (double)total_ps / (double)r->base);
 }
 
 void tiles_draw_noise(struct tile_logits *t, uint64_t seed, uint64_t sample) {
@@ -233,10 +259,11 @@ static void slope_sums(const struct tile_logits *t, const struct tile_region *r,
   }
 }
 
-static double region_density(const struct tile_logits *t, const struct tile_region *r) {
+/* How far the current sample is from the region's target, as a share of its total. */
+static double region_error(const struct tile_logits *t, const struct tile_region *r) {
   double kept = (double)r->base;
   for (int64_t i = r->first; i < r->first + r->count; i++) kept += (double)t->gain[i] * t->soft[i];
-  return kept / (double)r->total;
+  return (kept - r->target) / (double)r->total;
 }
 
 /* What a unit of gain costs: the shift's reaction, or the paper's term. */
@@ -247,7 +274,7 @@ static double gain_price(const struct tile_logits *t, const struct tile_region *
     slope_sums(t, r, &gradient, &gain);
     return gain > 0 ? -gradient / gain : 0;
   }
-  double error = region_density(t, r) - r->target / (double)r->total;
+  double error = region_error(t, r);
   double sign = error > 0 ? 1 : error < 0 ? -1 : 0;
   return l1 * sign / (double)r->total / t->region_count;
 }
@@ -264,18 +291,18 @@ void tiles_backward(struct tile_logits *t, enum learn_density rule, double l1) {
 double tiles_density(const struct tile_logits *t) {
   double kept = 0, total = 0;
   for (int k = 0; k < t->region_count; k++) {
-    kept += region_density(t, &t->regions[k]) * (double)t->regions[k].total;
-    total += (double)t->regions[k].total;
+    const struct tile_region *r = &t->regions[k];
+    kept += (double)r->base_weights;
+    total += (double)r->total_weights;
+    for (int64_t i = r->first; i < r->first + r->count; i++)
+      kept += (double)t->weights[i] * t->soft[i];
   }
   return kept / total;
 }
 
 double tiles_density_error(const struct tile_logits *t) {
   double sum = 0;
-  for (int k = 0; k < t->region_count; k++) {
-    const struct tile_region *r = &t->regions[k];
-    sum += fabs(region_density(t, r) - r->target / (double)r->total);
-  }
+  for (int k = 0; k < t->region_count; k++) sum += fabs(region_error(t, &t->regions[k]));
   return sum / t->region_count;
 }
 
@@ -306,7 +333,10 @@ enum status tiles_project(const struct tile_logits *t, const float *scores, bool
     project_tiles(rank + r->first, (size_t)r->count, r->base, llround(r->target), order,
                   exact + r->first);
   }
-  for (int64_t i = 0; i < t->count; i++) changed += exact[i] != dense[i];
+  for (int64_t i = 0; i < t->count; i++) {
+    exact[i] |= t->timed && t->gain[i] == 0;
+    changed += exact[i] != dense[i];
+  }
   memcpy(dense, exact, (size_t)t->count * sizeof *exact);
   if (moved) *moved = changed;
   status = STATUS_OK;
@@ -318,6 +348,18 @@ out:
 }
 
 double tiles_hard_density(const struct tile_logits *t, const bool *dense) {
+  double kept = 0, total = 0;
+  for (int k = 0; k < t->region_count; k++) {
+    const struct tile_region *r = &t->regions[k];
+    kept += (double)r->base_weights;
+    total += (double)r->total_weights;
+    for (int64_t i = r->first; i < r->first + r->count; i++)
+      if (dense[i]) kept += t->weights[i];
+  }
+  return kept / total;
+}
+
+double tiles_hard_share(const struct tile_logits *t, const bool *dense) {
   double kept = 0, total = 0;
   for (int k = 0; k < t->region_count; k++) {
     const struct tile_region *r = &t->regions[k];

@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "base/parallel.h"
+#include "learn/cost.h"
 #include "learn/learner.h"
 #include "support/support.h"
 
@@ -278,6 +279,40 @@ static void bad_numbers_stop_the_run(void **state) {
   learner_free(&l);
 }
 
+/* A time target of invented costs: the second matrix of a block saves nothing when it is 2:4. */
+static void speedups_are_held(void **state) {
+  struct cost_table costs = {.head_ps = 5000};
+  for (int i = 0; i < model_site_count(model); i++) {
+    const struct linear_weight *w = &model_site(model, i)->weight;
+    int64_t rows = linear_rows(w), cols = linear_cols(w);
+    if (cost_of_shape(&costs, rows, cols)) continue;
+    costs.shapes[costs.count] = (struct cost_shape){rows, cols, 10 * rows * cols, 6 * rows * cols};
+    if (costs.count++ == 1) costs.shapes[1].sparse_ps = costs.shapes[1].dense_ps;
+  }
+  struct learn_settings s = tiny_settings(LEARN_TILE);
+  struct learner l;
+  double density;
+  int64_t moved;
+  s.speedup = 1.2;
+  s.costs = &costs;
+  make_learner(&l, &s);
+  must(learner_harden(&l, true, &density, &moved, &err), err);
+  double saved = 0, dense = (double)cost_dense_ps(&costs, model);
+  for (int i = 0; i < l.site_count; i++) {
+    const struct mask_matrix *m = &l.sites[i].mask;
+    saved += cost_saved_per_weight(cost_of_shape(&costs, m->rows, m->cols)) *
+             (double)(m->rows * m->cols - mask_kept(m));
+  }
+  /* half a tile: 8 x 8 weights of which half go, at 8 ps each */
+  assert_true(fabs((dense - saved) - dense / 1.2) <= 8 * 8 / 2 * 8 / 2.0);
+  learner_free(&l);
+  s.speedup = 3;
+  bool *skip = mem_alloc((size_t)model_site_count(model), sizeof *skip, &err);
+  assert_int_equal(learner_init(&l, model, &s, skip, &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "speed-up of 3.000 cannot be reached"));
+  mem_free(skip);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(whole_path_matches_differences),
@@ -287,6 +322,7 @@ int main(void) {
       cmocka_unit_test(every_step_has_the_density),
       cmocka_unit_test(bytes_per_weight_are_as_documented),
       cmocka_unit_test(bad_numbers_stop_the_run),
+      cmocka_unit_test(speedups_are_held),
   };
   return cmocka_run_group_tests(tests, open_all, close_all);
 }

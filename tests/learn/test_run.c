@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/interrupt.h"
@@ -111,6 +112,29 @@ static void kills_do_not_show(void **state) {
     assert_int_equal(finals, 1);
     json_decref(lines);
   }
+}
+
+/* The costs that a run measured are its own for good: begun anew from its config.json alone it
+ * makes the same mask, though the machine would measure something else now. */
+static void speedup_runs_keep_their_costs(void **state) {
+  static const char *const files[] = {"checkpoint.safetensors", "checkpoint.previous.safetensors",
+                                      "record.jsonl", "mask.safetensors"};
+  char command[512];
+  snprintf(command, sizeof command,
+           "%s learn %s --mode tile --speedup 1 --data %s --tokens 512 --window 16 --batch 4 "
+           "--tile 8 --seed 5 --out %s",
+           program(), model, text, scratch_path("fast"));
+  if (run_command(output, sizeof output, "%s", command)) fail_msg("%s", output);
+  assert_non_null(strstr(output, "measuring what matrices cost"));
+  rename(in("fast", "mask.safetensors"), scratch_path("fast.mask"));
+  for (int i = 0; i < 4; i++) unlink(in("fast", files[i]));
+  if (run_command(output, sizeof output, "%s --resume", command)) fail_msg("%s", output);
+  assert_null(strstr(output, "measuring what matrices cost"));
+  same_files(in("fast", "mask.safetensors"), scratch_path("fast.mask"));
+  assert_int_equal(run_command(output, sizeof output, "%s --resume --speedup 1.1", command),
+                   STATUS_REFUSED);
+  assert_int_equal(run_command(output, sizeof output, "%s --resume --sparsity 0.1", command),
+                   STATUS_USAGE);
 }
 
 static void finished_and_existing_runs(void **state) {
@@ -316,6 +340,7 @@ static void priors_from_files(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(kills_do_not_show),
+      cmocka_unit_test(speedup_runs_keep_their_costs),
       cmocka_unit_test(finished_and_existing_runs),
       cmocka_unit_test(interrupts_save),
       cmocka_unit_test(damaged_checkpoints),

@@ -186,6 +186,60 @@ static void noise_is_logistic(void **state) {
   mask_matrix_free(&m);
 }
 
+/* Prices of 3, 1 and 2 a weight; the first matrix's tiles then count three times as much. */
+static void times_are_held_like_densities(void **state) {
+  static const double price[MATRICES] = {3, 1, 2}, shares[] = {0.6, 0.7, 0.9};
+  for (int k = 0; k < 3; k++) {
+    struct tile_logits t;
+    make_tiles(&t, 1, false);
+    int64_t total = 3 * area(0, 1) + area(1, 2) + 2 * area(2, 3);
+    must(tiles_aim_at_time(&t, matrices, MATRICES, price, total, shares[k], &err), err);
+    tiles_draw_noise(&t, 11, 3);
+    tiles_relax(&t, (struct relaxation){100, 1}, DENSITY_HELD);
+    assert_true(tiles_density_error(&t) < 1e-6);
+    bool *dense = mem_alloc((size_t)t.count, sizeof *dense, &err);
+    must(tiles_project(&t, t.logit, dense, NULL, &err), err);
+    /* exact to half a tile of the dearest kind: 8 x 8 weights, of which half go, at 3 each */
+    assert_true(fabs(tiles_hard_share(&t, dense) - shares[k]) * (double)total <=
+                8 * 8 / 2 * 3 / 2.0);
+    /* and the density is one of weights still */
+    double kept = 0;
+    int64_t at = 0;
+    for (int i = 0; i < MATRICES; i++)
+      for (int64_t j = 0; j < mask_tile_count(&matrices[i]); j++, at++)
+        kept += dense[at] ? (double)mask_tile_area(&matrices[i], j)
+                          : (double)mask_tile_kept_sparse(&matrices[i], j);
+    assert_true(fabs(tiles_hard_density(&t, dense) - kept / (double)area(0, 3)) < 1e-12);
+    mem_free(dense);
+    tiles_free(&t);
+  }
+}
+
+static void prices_of_one_change_nothing(void **state) {
+  static const double price[MATRICES] = {1, 1, 1};
+  struct tile_logits a, b;
+  make_tiles(&a, 0.7, false);
+  make_tiles(&b, 1, false);
+  must(tiles_aim_at_time(&b, matrices, MATRICES, price, area(0, 3), 0.7, &err), err);
+  for (int k = 0; k < 2; k++) {
+    tiles_draw_noise(k ? &b : &a, 4, 5);
+    tiles_relax(k ? &b : &a, (struct relaxation){100, 1}, DENSITY_HELD);
+  }
+  assert_memory_equal(a.soft, b.soft, (size_t)a.count * sizeof *a.soft);
+  tiles_free(&a);
+  tiles_free(&b);
+}
+
+static void times_out_of_reach_are_refused(void **state) {
+  static const double price[MATRICES] = {1, 0, 0}; /* 2:4 is faster in the first matrix alone */
+  struct tile_logits t;
+  make_tiles(&t, 1, false);
+  assert_int_equal(tiles_aim_at_time(&t, matrices, MATRICES, price, area(0, 3), 0.6, &err),
+                   STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "cannot be reached"));
+  tiles_free(&t);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(held_density_is_exact),
@@ -195,6 +249,9 @@ int main(void) {
       cmocka_unit_test(unreachable_density_is_refused),
       cmocka_unit_test(threads_do_not_show),
       cmocka_unit_test(noise_is_logistic),
+      cmocka_unit_test(times_are_held_like_densities),
+      cmocka_unit_test(prices_of_one_change_nothing),
+      cmocka_unit_test(times_out_of_reach_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
