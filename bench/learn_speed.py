@@ -20,7 +20,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
-STEPS = 4
+STEPS = 3
 
 
 def tessera_rate(model, text, prior, threads, isa):

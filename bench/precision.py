@@ -29,10 +29,12 @@ RUNS = (("fp32", 1), ("bf16", 1), ("fp32", 2))
 
 
 def tessera(*arguments):
-    with tempfile.NamedTemporaryFile(suffix=".json") as output:
-        subprocess.run([TESSERA, *arguments, "--force", "--json", output.name], check=True,
+    with tempfile.TemporaryDirectory() as folder:
+        output = os.path.join(folder, "out.json")
+        subprocess.run([TESSERA, *arguments, "--json", output], check=True,
                        stdout=subprocess.DEVNULL)
-        return json.load(output)
+        with open(output) as file:
+            return json.load(file)
 
 
 def read_mask(path):
