@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What products rounded to bf16 do to a learned mask, into a ledger.
 
-usage: precision.py [FOLDER] [--tokens 20480] [--work DIR] [--csv results/precision.csv]
+usage: precision.py [FOLDER] [--tokens 20480] [--heldout-tokens 8192] [--work DIR] [--csv FILE]
 
 FOLDER holds the demo's model and texts (tools/demo_data.py puts them there). For each mode three
 runs from one SparseGPT prior: fp32 and bf16 with seed 1, and fp32 with seed 2, which says how far
@@ -86,6 +86,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", default="tessera-demo")
     parser.add_argument("--tokens", type=int, default=20480)
+    parser.add_argument("--heldout-tokens", type=int, default=8192)
     parser.add_argument("--work", default="tessera-precision")
     parser.add_argument("--csv", default="results/precision.csv")
     arguments = parser.parse_args()
@@ -110,7 +111,7 @@ def main():
             with open(os.path.join(run, "record.jsonl")) as file:
                 final = [line for line in map(json.loads, file) if line["type"] == "final"][-1]
             result = tessera("eval", model, "--mask", mask, "--ppl", heldout, "--window",
-                             str(WINDOW), "--quiet")
+                             str(WINDOW), "--tokens", str(arguments.heldout_tokens), "--quiet")
             made = read_mask(mask)
             first = first or made
             tiles, groups = compare(first, made)
