@@ -95,7 +95,7 @@ static enum status recover(const struct settings *s, struct model *model,
   snprintf(note, sizeof note,
            "The kept weights were then fine-tuned (tessera recover, %lld tokens at rate %g): they "
            "are not those of the original model.",
-           (long long)(result.steps * s->batch * windows->length), s->rate);
+           (long long)result.steps * s->batch * windows->length, s->rate);
   status = convert_to_hf_noted(model, masks, note, s->out, weights_natural_dtype(model),
                                s->common.force, err);
   return status ? status : report(s, &result, err);

@@ -284,6 +284,7 @@ enum status recover_run(struct model *model, const struct mask_set *masks,
   *report = (struct recover_report){0};
   enum status status = check_masks(model, masks, err);
   if (status == STATUS_OK) status = prepare(&r, err);
+  INVARIANT(status != STATUS_OK || r.linears != NULL);
   if (status == STATUS_OK) status = heldout_loss(&r, &report->dense_loss, err);
   if (status == STATUS_OK) status = mask_linears(&r, masks, err);
   if (status == STATUS_OK) status = heldout_loss(&r, &report->masked_loss, err);

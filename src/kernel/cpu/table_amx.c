@@ -2,6 +2,8 @@
 #if defined(__x86_64__)
 #include "kernel/cpu/tables.h"
 
-void kernel_table_fill_amx(struct kernel_table *table) { bf16_fill_amx(table);
-  strips_fill_amx(table); }
+void kernel_table_fill_amx(struct kernel_table *table) {
+  bf16_fill_amx(table);
+  strips_fill_amx(table);
+}
 #endif
