@@ -316,6 +316,7 @@ def parse():
     parser.add_argument("--model")
     parser.add_argument("--name", help="of the model, in the document")
     parser.add_argument("--learn")
+    parser.add_argument("--note", help="a sentence for the document, e.g. what else ran meanwhile")
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--text-tokens", type=int, default=12288)
     parser.add_argument("--tasks-dir")

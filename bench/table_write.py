@@ -260,6 +260,8 @@ def write_document(path, a, rows, order, missing):
         lines.append(f"- zero-shot accuracy in %, the first {a.limit} items of each task "
                      "(docs/TASKS.md): raw acc, as the paper averages it; in brackets the standard "
                      "error of the mean over items")
+    if a.note:
+        lines.append(f"- {a.note}")
     lines.append("- several seeds: mean ± sample deviation over seeds; one seed: no spread is known")
     lines += ["", "## Quality", "", *quality_lines(rows, order, a.texts, a.tasks)]
     for name, title in pictures.items():
