@@ -1,7 +1,7 @@
 /* How fast the kernels are on this machine, each beside what bounds it: multiply-adds beside the
  * peak that a loop of nothing else reaches, streams beside a plain read of as many bytes.
  * Usage: bench_kernels [threads [part ...]]; TSR_ISA lowers the instruction set. Parts: gemm
- * bf16 mask. Every time is the least of several runs. */
+ * bf16 attention cache mask. Every time is the least of several runs. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -271,6 +271,114 @@ static void bench_mask(double read) {
   for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) mem_free(all[i]);
 }
 
+/* --- attention --- */
+
+struct attending {
+  struct attention_shape s;
+  const float *q, *k, *v, *dout;
+  float *out, *lse, *dq, *dk, *dv;
+};
+static void run_attention(void *ctx) {
+  struct attending *a = ctx;
+  attention_forward(&a->s, a->q, a->k, a->v, a->out, a->lse);
+}
+static void run_attention_backward(void *ctx) {
+  struct attending *a = ctx;
+  attention_backward(&a->s, a->q, a->k, a->v, a->out, a->lse, a->dout, a->dq, a->dk, a->dv);
+}
+
+/* What is counted are the pairs that a query sees: 4 operations forward and 10 backward for each
+ * element of a head. */
+static void bench_attention(enum precision precision, double peak) {
+  static const struct attention_shape shapes[] = {
+      {.sequences = 2, .q_length = 512, .heads = 9, .kv_heads = 3, .head_dim = 64},
+      {.sequences = 1, .q_length = 2048, .heads = 9, .kv_heads = 3, .head_dim = 64},
+      {.sequences = 1, .q_length = 1024, .heads = 32, .kv_heads = 8, .head_dim = 128},
+      {.sequences = 1, .q_length = 1024, .heads = 32, .kv_heads = 32, .head_dim = 128}};
+  printf("%s, peak %.1f GFLOP/s\n%-12s %8s %6s %6s %6s  %22s %22s\n", precision_name[precision],
+         peak, "attention", "windows", "tokens", "heads", "dim", "forward GFLOP/s",
+         "backward GFLOP/s");
+  for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    struct attending a = {.s = shapes[i]};
+    struct attention_shape *s = &a.s;
+    s->kv_length = s->q_length, s->scale = 0.125f, s->precision = precision;
+    size_t tokens = (size_t)(s->sequences * s->q_length);
+    size_t q = tokens * (size_t)(s->heads * s->head_dim);
+    size_t kv = tokens * (size_t)(s->kv_heads * s->head_dim);
+    a.q = random_floats(q), a.dout = random_floats(q);
+    a.k = random_floats(kv), a.v = random_floats(kv);
+    a.out = must_alloc(q, 4), a.dq = must_alloc(q, 4);
+    a.dk = must_alloc(kv, 4), a.dv = must_alloc(kv, 4);
+    a.lse = must_alloc(tokens * (size_t)s->heads, 4);
+    double pairs = 0.5 * (double)(s->sequences * s->heads * s->q_length * (s->q_length + 1));
+    double forward = 4e-9 * pairs * (double)s->head_dim / best_seconds(run_attention, &a);
+    double backward =
+        10e-9 * pairs * (double)s->head_dim / best_seconds(run_attention_backward, &a);
+    printf("%-12s %8ld %6ld %3ld/%-3ld %5ld  %10.1f (%4.1f %%)   %10.1f (%4.1f %%)\n", "",
+           (long)s->sequences, (long)s->q_length, (long)s->heads, (long)s->kv_heads,
+           (long)s->head_dim, forward, 100 * forward / peak, backward, 100 * backward / peak);
+    const void *all[] = {a.q, a.dout, a.k, a.v, a.out, a.dq, a.dk, a.dv, a.lse};
+    for (int j = 0; j < 9; j++) mem_free((void *)all[j]);
+  }
+}
+
+/* A decoded token's attention in `layers` layers: more of them than caches hold. */
+struct decoding {
+  struct attention_shape s;
+  struct kv_cache *caches; /* (layers, sequences) */
+  int64_t layers, *starts;
+  const float *q;
+  float *out, *partials;
+};
+static void run_decoding(void *ctx) {
+  struct decoding *d = ctx;
+  for (int64_t i = 0; i < d->layers; i++)
+    attention_cached(&d->s, d->caches + i * d->s.sequences, d->starts, d->q, d->out, d->partials);
+}
+
+static void bench_cache(double read) {
+  static const struct {
+    int64_t sequences, length, heads, kv_heads, head_dim;
+  } cases[] = {
+      {1, 2048, 9, 3, 64}, {16, 512, 9, 3, 64}, {1, 4096, 32, 8, 128}, {1, 4096, 32, 32, 128}};
+  static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_I8};
+  enum { BYTES = 1 << 28 };
+  printf("%-6s %6s %9s %8s %4s %10s %12s\n", "cache", "texts", "positions", "heads", "dim", "GB/s",
+         "of a read");
+  char *memory = must_alloc(BYTES + (BYTES >> 1), 1);
+  memset(memory, 0x3c, BYTES + (BYTES >> 1)); /* numbers of common size */
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+    for (int t = 0; t < 4; t++) {
+      struct kv_cache shape;
+      size_t bytes;
+      int64_t sequences = cases[i].sequences, length = cases[i].length;
+      kv_cache_shape(&shape, dtypes[t], cases[i].kv_heads, cases[i].head_dim, length, &bytes);
+      struct decoding d = {.s = {.sequences = sequences,
+                                 .q_length = 1,
+                                 .heads = cases[i].heads,
+                                 .kv_heads = cases[i].kv_heads,
+                                 .head_dim = cases[i].head_dim,
+                                 .scale = 0.125f}};
+      d.layers = (int64_t)(BYTES / bytes) / sequences;
+      d.caches = must_alloc((size_t)(d.layers * sequences), sizeof *d.caches);
+      d.starts = must_alloc((size_t)sequences, sizeof *d.starts);
+      for (int64_t j = 0; j < d.layers * sequences; j++)
+        d.caches[j] = kv_cache_at(&shape, memory + (size_t)j * bytes);
+      for (int64_t j = 0; j < sequences; j++) d.starts[j] = length - 1;
+      d.q = random_floats((size_t)(sequences * d.s.heads * d.s.head_dim));
+      d.out = must_alloc((size_t)(sequences * d.s.heads * d.s.head_dim), 4);
+      d.partials = must_alloc(attention_cached_floats(&d.s, length), 4);
+      double total = (double)(kv_cache_position_bytes(&shape) * length * d.layers * sequences);
+      double rate = 1e-9 * total / best_seconds(run_decoding, &d);
+      printf("%-6s %6ld %9ld %4ld/%-3ld %4ld %10.1f %10.1f %%\n", dtype_traits(dtypes[t])->name,
+             (long)sequences, (long)length, (long)d.s.heads, (long)d.s.kv_heads, (long)d.s.head_dim,
+             rate, 100 * rate / read);
+      const void *all[] = {d.caches, d.starts, d.q, d.out, d.partials};
+      for (int j = 0; j < 5; j++) mem_free((void *)all[j]);
+    }
+  mem_free(memory);
+}
+
 static bool wanted(int argc, char **argv, const char *part) {
   if (argc <= 2) return true;
   for (int i = 2; i < argc; i++)
@@ -285,6 +393,11 @@ int main(int argc, char **argv) {
          peak, read);
   if (wanted(argc, argv, "gemm")) bench_gemm(PRECISION_FP32, peak);
   if (wanted(argc, argv, "bf16")) bench_gemm(PRECISION_BF16, bf16_peak_gflops());
+  if (wanted(argc, argv, "attention")) {
+    bench_attention(PRECISION_FP32, peak);
+    bench_attention(PRECISION_BF16, bf16_peak_gflops());
+  }
+  if (wanted(argc, argv, "cache")) bench_cache(read);
   if (wanted(argc, argv, "mask")) bench_mask(read);
   return 0;
 }

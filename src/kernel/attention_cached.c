@@ -15,7 +15,8 @@
 #include "kernel/select.h"
 
 enum {
-  KV_PIECE = 256,
+  KV_PIECE = 512,
+  VALUES_AHEAD_BYTES = 2048,
   FEW_ROWS = 4,         /* more rows go through the blocked products */
   SMALL_WORK = 1 << 16, /* multiply-adds below which threads do not pay */
 };
@@ -65,6 +66,9 @@ static void piece(const struct decode *d, const struct view *v, int64_t first, c
   table->kv_scores(c->dtype, kv_keys(c, v->kv_head, begin),
                    kv_scales(c, c->key_scales, v->kv_head, begin),
                    (count + KV_BLOCK - 1) / KV_BLOCK, c->head_dim, q, d->group, scores, KV_PIECE);
+  const char *values = kv_values(c, v->kv_head, begin);
+  /* their stream begins now, and not when the softmax is done */
+  for (int64_t i = 0; i < VALUES_AHEAD_BYTES; i += 64) __builtin_prefetch(values + i);
   memset(acc, 0, (size_t)(d->group * d->stride) * sizeof *acc);
   for (int64_t g = 0; g < d->group; g++) {
     float *row = scores + g * KV_PIECE;
@@ -73,8 +77,7 @@ static void piece(const struct decode *d, const struct view *v, int64_t first, c
     table->attention_row(row, low, count, count, d->s->scale, d->s->softcap, &max[g], &sum[g]);
     for (int64_t j = 0; scales && j < count; j++) row[j] *= scales[j];
   }
-  table->kv_mix(c->dtype, kv_values(c, v->kv_head, begin), count, d->stride, scores, KV_PIECE,
-                d->group, acc);
+  table->kv_mix(c->dtype, values, count, d->stride, scores, KV_PIECE, d->group, acc);
 }
 
 /* out (head_dim) of one head from its pieces, in order. */
@@ -97,13 +100,12 @@ static void join(const struct decode *d, const float *partials, int64_t pieces, 
 static void decode_item(void *ctx, int64_t item, int worker) {
   const struct decode *d = ctx;
   (void)worker;
-  int64_t unit = item % (d->s->sequences * d->s->q_length * d->s->kv_heads);
+  int64_t unit = item / d->pieces_most, mine = item % d->pieces_most;
   int64_t row = unit / d->s->kv_heads, sequence = row / d->s->q_length;
   struct view v = {.cache = &d->caches[sequence], .kv_head = unit % d->s->kv_heads};
   v.high = d->starts[sequence] + row % d->s->q_length + 1;
   if (d->s->window > 0 && v.high > d->s->window) v.low = v.high - d->s->window;
   int64_t from = v.low / KV_PIECE, pieces = pieces_of(v.high) - from;
-  int64_t mine = item / (d->s->sequences * d->s->q_length * d->s->kv_heads);
   if (mine >= pieces) return;
   int64_t at = (row * d->s->heads + v.kv_head * d->group) * d->s->head_dim;
   int64_t step = partial_floats(d->group, d->stride);

@@ -123,7 +123,7 @@ void model_workspace_free(struct model_workspace *ws);
 enum status model_workspace_distill(struct model_workspace *ws, struct error *err);
 size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most);
 /* Products of passes that use this workspace, forward and backward; PRECISION_FP32 until set.
- * Attention is fp32 in any case. */
+ * The products inside attention follow it, but for the few rows of a decoded token. */
 void model_workspace_set_precision(struct model_workspace *ws, enum precision precision);
 /* Bytes that model_workspace_new would take. */
 size_t model_workspace_bytes(const struct model *model, struct model_shape most, bool train,
