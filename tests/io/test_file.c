@@ -218,8 +218,12 @@ static void obstacles_are_named(void **state) {
   assert_non_null(strstr(err.text, "directory"));
   assert_int_equal(file_writer_open(&w, "/dev/null", &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "device"));
-  assert_int_equal(file_writer_open(&w, "/sys/out", &err), STATUS_FAILED);
-  assert_non_null(strstr(err.text, "cannot be written to"));
+  if (file_exists("/sys/kernel")) {
+    assert_int_equal(file_writer_open(&w, "/sys/out", &err), STATUS_FAILED);
+    assert_non_null(strstr(err.text, "cannot be written to"));
+  } else {
+    printf("skip: no sysfs, a file system that takes no new files even from root\n");
+  }
   struct file_map map;
   assert_int_equal(file_map_open(&map, path_kept(folder, "absent"), &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "absent"));
