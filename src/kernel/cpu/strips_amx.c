@@ -73,20 +73,18 @@ static struct cursor cursor_of(const struct strip_matrix *w, int64_t strip) {
 
 static const uint8_t zeros[STRIP_DENSE_BYTES] __attribute__((aligned(64)));
 
-/* The next `count` <= PIECE chunks as B tiles: where each lies. */
-static void take_tiles(struct cursor *c, int64_t count, const uint8_t *tiles[PIECE],
-                       uint8_t *buffer) {
+/* Where the B tiles of the next `count` <= PIECE chunks lie, or will when those that are 2:4 have
+ * been spread from `packed`, which is NULL for the others. */
+static void take_tiles(struct cursor *c, int64_t count, const uint8_t *packed[PIECE],
+                       const uint8_t *tiles[PIECE], uint8_t *buffer) {
   for (int64_t i = 0; i < count; i++) {
     while (!c->left) c->left = (++c->run)->chunks;
     const enum strip_kind kind = c->run->kind;
-    const int64_t bytes = strip_kind_bytes(kind);
-    tiles[i] = kind == STRIP_DENSE ? c->at : zeros;
-    if (kind == STRIP_SPARSE) {
-      spread_chunk(c->at, buffer);
-      tiles[i] = buffer;
-      buffer += STRIP_DENSE_BYTES;
-    }
-    c->at += bytes;
+    packed[i] = kind == STRIP_SPARSE ? c->at : NULL;
+    tiles[i] = kind == STRIP_SPARSE  ? buffer + i * STRIP_DENSE_BYTES
+               : kind == STRIP_DENSE ? c->at
+                                     : zeros;
+    c->at += strip_kind_bytes(kind);
     c->left--;
   }
 }
@@ -98,9 +96,10 @@ enum { TILE_FLOATS = STRIP_ROWS * 16 };
 /* Two strips' next chunks. */
 struct piece {
   int64_t chunks;
-  const uint8_t *b[PAIR][PIECE]; /* where their B tiles lie */
-  const uint8_t *ahead[PAIR];    /* what is wanted next time, */
-  int64_t ahead_bytes[PAIR];     /* so much for each chunk */
+  const uint8_t *packed[PAIR][PIECE]; /* 2:4 chunks that are to be spread to */
+  const uint8_t *b[PAIR][PIECE];      /* where their B tiles lie */
+  const uint8_t *ahead[PAIR];         /* what is wanted next time, */
+  int64_t ahead_bytes[PAIR];          /* so much for each chunk */
 };
 
 static inline void fetch_ahead(const struct piece *p, int64_t chunk) {
@@ -111,10 +110,16 @@ static inline void fetch_ahead(const struct piece *p, int64_t chunk) {
   }
 }
 
+static inline void spread(const struct piece *p, int64_t chunk) {
+  for (int s = 0; s < PAIR; s++)
+    if (p->packed[s][chunk]) spread_chunk(p->packed[s][chunk], (uint8_t *)p->b[s][chunk]);
+}
+
 /* C (strip, tile) += A B for one or two A tiles. a: the first chunk's; the next chunk's are `step`
  * bytes on. c: tiles of 16 token rows x STRIP_ROWS; the second strip's are `strip_step` floats on.
- */
-static inline __attribute__((always_inline)) void multiply(const int tiles, const bool fetch,
+ * The `first` to pass over a piece spreads its 2:4 chunks, each while the tiles of the one before
+ * are multiplied, and fetches what comes next. */
+static inline __attribute__((always_inline)) void multiply(const int tiles, const bool first,
                                                            const struct piece *p, const uint8_t *a,
                                                            int64_t step, float *c,
                                                            int64_t strip_step) {
@@ -125,8 +130,10 @@ static inline __attribute__((always_inline)) void multiply(const int tiles, cons
     _tile_loadd(2, c + TILE_FLOATS, 64);
     _tile_loadd(3, d + TILE_FLOATS, 64);
   }
+  if (first) spread(p, 0);
   for (int64_t i = 0; i < p->chunks; i++, a += step) {
-    if (fetch) fetch_ahead(p, i);
+    if (first) fetch_ahead(p, i);
+    if (first && i + 1 < p->chunks) spread(p, i + 1);
     _tile_loadd(4, p->b[0][i], 64);
     _tile_loadd(6, a, 64);
     _tile_dpbf16ps(0, 6, 4);
@@ -180,7 +187,7 @@ static void take_piece(struct cursor *cursors, int64_t chunks, struct piece *p,
   p->chunks = chunks;
   for (int s = 0; s < PAIR; s++) {
     const uint8_t *before = cursors[s].at;
-    take_tiles(&cursors[s], chunks, p->b[s], buffer[s]);
+    take_tiles(&cursors[s], chunks, p->packed[s], p->b[s], buffer[s]);
     p->ahead[s] = cursors[s].at;
     p->ahead_bytes[s] = (cursors[s].at - before) / chunks;
   }
