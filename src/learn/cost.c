@@ -79,9 +79,8 @@ static enum status fill_copies(struct walk *w, bool sparse, struct error *err) {
 static enum status walk_init(struct walk *w, int64_t rows, int64_t cols, bool sparse,
                              struct error *err) {
   double copies = ceil(WALK_BYTES / (2.0 * (double)rows * (double)cols));
-  *w = (struct walk){.rows = rows,
-                     .cols = cols,
-                     .copies = copies > COPIES_MOST ? COPIES_MOST : (int)copies};
+  *w = (struct walk){
+      .rows = rows, .cols = cols, .copies = copies > COPIES_MOST ? COPIES_MOST : (int)copies};
   w->dense = mem_alloc((size_t)w->copies, sizeof *w->dense, err);
   w->sparse = mem_alloc((size_t)w->copies, sizeof *w->sparse, err);
   w->x = mem_alloc((size_t)cols, sizeof *w->x, err);
@@ -181,9 +180,9 @@ json_t *cost_to_json(const struct cost_table *table) {
   for (int i = 0; i < table->count; i++) {
     const struct cost_shape *s = &table->shapes[i];
     json_array_append_new(
-        shapes, json_pack("{s:I, s:I, s:I, s:I}", "rows", (json_int_t)s->rows, "cols",
-                          (json_int_t)s->cols, "dense_ps", (json_int_t)s->dense_ps, "sparse_ps",
-                          (json_int_t)s->sparse_ps));
+        shapes,
+        json_pack("{s:I, s:I, s:I, s:I}", "rows", (json_int_t)s->rows, "cols", (json_int_t)s->cols,
+                  "dense_ps", (json_int_t)s->dense_ps, "sparse_ps", (json_int_t)s->sparse_ps));
   }
   json_t *out = json_pack("{s:o, s:I}", "shapes", shapes, "head_ps", (json_int_t)table->head_ps);
   INVARIANT(out);
@@ -203,8 +202,9 @@ enum status cost_from_json(struct cost_table *out, const json_t *json, const str
   json_array_foreach(shapes, index, item) {
     if (!good) break;
     struct cost_shape *s = &out->shapes[out->count++];
-    good = json_get_int(item, "rows", &s->rows, NULL) && json_get_int(item, "cols", &s->cols, NULL) &&
-           read_ps(item, "dense_ps", &s->dense_ps) && read_ps(item, "sparse_ps", &s->sparse_ps);
+    good = json_get_int(item, "rows", &s->rows, NULL) &&
+           json_get_int(item, "cols", &s->cols, NULL) && read_ps(item, "dense_ps", &s->dense_ps) &&
+           read_ps(item, "sparse_ps", &s->sparse_ps);
   }
   for (int i = 0; i < model_site_count(model) && good; i++)
     good = cost_of_site(out, model, i) != NULL;
