@@ -220,6 +220,7 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
             "calibration_tokens": plan["calibration_tokens"],
             "seed": plan["seed"],
             "machine": processor_name(),
+            "commit": program_commit(),
         }]
         for row, evaluated, sample in results:
             line = {"type": "row", "name": row.name, "note": row.note}
@@ -289,6 +290,11 @@ def print_samples(results):
         text = " ".join(sample["text"].split())
         print(f"  {row.name:20} {text[:120]}")
     print()
+
+
+def program_commit():
+    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
+    return version.partition("(")[2].rstrip(")\n")
 
 
 def processor_name():
