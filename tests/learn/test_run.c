@@ -51,7 +51,7 @@ static int learn(const char *prefix, const char *mode, const char *run, const ch
                      "--micro 2 --tile 8 --seed 5 --out %s %s %s",
                      prefix, program(), model, mode,
                      strcmp(mode, "maskllm") ? "--sparsity 35%" : "", text, run,
-                     strcmp(mode, "joint") ? "" : "--distill 0.4", more);
+                     strcmp(mode, "joint") ? "" : "--distill 0.4 --precision bf16", more);
 }
 
 static void same_files(const char *a, const char *b) {
@@ -70,20 +70,20 @@ static double whole_seconds;
 
 static void kills_do_not_show(void **state) {
   static const char *const modes[] = {"tile", "maskllm", "joint"};
-  static const char *const precision[] = {"bf16", "fp32", "bf16"};
+  static const char *const precision[] = {"--precision bf16", "--precision fp32", ""};
   for (int m = 0; m < 3; m++) {
     char whole[32], killed[32], prefix[64], options[96];
     snprintf(whole, sizeof whole, "whole-%s", modes[m]);
     snprintf(killed, sizeof killed, "killed-%s", modes[m]);
     double start = clock_seconds();
-    snprintf(options, sizeof options, "--threads 1 --precision %s", precision[m]);
+    snprintf(options, sizeof options, "--threads 1 %s", precision[m]);
     if (learn("", modes[m], scratch_path(whole), options)) fail_msg("%s", output);
     whole_seconds = clock_seconds() - start;
     int kills = 0, status = -1;
     for (int i = 0; i < 60 && status != 0; i++) {
       snprintf(prefix, sizeof prefix, "timeout -s KILL %.3f", whole_seconds * (0.3 + 0.15 * i));
-      snprintf(options, sizeof options, "--resume --precision %s --checkpoint-every %s",
-               precision[m], i % 2 ? "0 --threads 2" : "0.05 --threads 1");
+      snprintf(options, sizeof options, "--resume %s --checkpoint-every %s", precision[m],
+               i % 2 ? "0 --threads 2" : "0.05 --threads 1");
       status = learn(prefix, modes[m], scratch_path(killed), options);
       if (status == 128 + 9 || status == 137)
         kills++;
