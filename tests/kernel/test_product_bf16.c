@@ -188,10 +188,10 @@ static struct packed *packed_by_reference(enum dtype dtype, const void *source,
 static void packing_cases(void) {
   static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
   float *x = troublesome(ROWS * COLS);
-  uint8_t *data = must_alloc(ROWS * COLS * 4 + 2, 1);
+  uint8_t *data = must_alloc(ROWS * COLS * 4 + 4, 1);
   struct packed *got = must_alloc(1, sizeof *got);
   for (int d = 0; d < 3; d++) {
-    void *source = data + 2; /* not aligned to anything */
+    void *source = data + (dtypes[d] == DTYPE_F32 ? 4 : 2); /* aligned to an element, no more */
     dtype_from_f32(dtypes[d], x, ROWS * COLS, source);
     struct packed *want = packed_by_reference(dtypes[d], source, x);
     pack_all(dtypes[d], source, x, got);
