@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+from provenance import commit, machine
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
 STEPS = 3
@@ -52,12 +54,6 @@ def torch_rate(threads):
     return report["tokens_per_s"], report["torch"]
 
 
-def machine():
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else "unknown"
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -83,10 +79,9 @@ def main():
                 print(f"round {index + 1}, {isa}: tessera {ours[isa][0]:.1f}, torch {theirs[0]:.1f} "
                       f"tokens/s ({ours[isa][0] / theirs[0]:.2f}x); masks {100 * ours[isa][1]:.1f} % "
                       "of a step", flush=True)
-    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
     rows = [{
         "date": time.strftime("%Y-%m-%d"),
-        "commit": version.split("(")[1].rstrip(")\n"),
+        "commit": commit(TESSERA),
         "machine": machine(),
         "isa": isa,
         "precision": rounds[0][0][isa][3],

@@ -15,14 +15,13 @@ import csv
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 
+from provenance import commit, machine
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
-sys.path.insert(0, HERE)
-from learn_speed import machine  # noqa: E402
 
 SPARSITY, WINDOW, CALIBRATION_TOKENS = "0.45", 512, 12288
 RUNS = (("fp32", 1), ("bf16", 1), ("fp32", 2))
@@ -93,7 +92,6 @@ def main():
     model, learn, heldout = (
         os.path.join(arguments.folder, name) for name in ("model.gguf", "learn.jsonl", "heldout.txt"))
     os.makedirs(arguments.work, exist_ok=True)
-    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
     prior = os.path.join(arguments.work, "prior.mask")
     if not os.path.exists(prior):
         tessera("prune", model, "--method", "sparsegpt", "--pattern", "2:4", "--calib", learn,
@@ -116,7 +114,7 @@ def main():
             first = first or made
             tiles, groups = compare(first, made)
             rows.append({
-                "date": time.strftime("%Y-%m-%d"), "commit": version.split("(")[1].rstrip(")\n"),
+                "date": time.strftime("%Y-%m-%d"), "commit": commit(TESSERA),
                 "machine": machine(), "isa": result["isa"], "mode": mode, "precision": precision,
                 "seed": seed, "learning_tokens": arguments.tokens,
                 "learning_seconds": round(final["seconds"]), "density": round(result["density"], 6),

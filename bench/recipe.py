@@ -26,12 +26,11 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 
+from provenance import commit, machine
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-from learn_speed import machine  # noqa: E402
 
 SPARSITY, WINDOW, SECOND_TOKENS = "0.45", 512, 20480
 BASELINES = """
@@ -65,9 +64,7 @@ class Study:
         self.name = arguments.model or os.path.basename(os.path.realpath(self.folder))
         self.tile = ["--tile", arguments.tile] if arguments.tile else []
         self.window, self.threads = arguments.window, arguments.threads
-        version = subprocess.run([self.program, "--version"], stdout=subprocess.PIPE, text=True,
-                                 check=True).stdout
-        self.commit = version.split("(")[1].rstrip(")\n")
+        self.commit = commit(self.program)
         os.makedirs(self.work, exist_ok=True)
 
     def path(self, *parts):

@@ -13,14 +13,13 @@ import csv
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 
+from provenance import commit, machine
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
-sys.path.insert(0, HERE)
-from learn_speed import machine  # noqa: E402
 
 SYNTHETIC = [("llama2-7b", 2), ("qwen2.5-0.5b", 0)]
 FIELDS = ["date", "commit", "machine", "isa", "threads", "model", "form", "dtype", "density",
@@ -34,18 +33,13 @@ def tessera(*arguments):
     subprocess.run([TESSERA, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def commit():
-    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
-    return version.split("(")[1].rstrip(")\n")
-
-
 def bench(csv_path, *arguments):
     """Runs the program, whose table goes to the terminal, and appends what it measured."""
     with tempfile.NamedTemporaryFile(suffix=".json") as output:
         subprocess.run([TESSERA, "bench", *arguments, "--force", "--json", output.name], check=True)
         with open(output.name) as file:  # the program replaced the file that `output` has open
             result = json.load(file)
-    about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(),
+    about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(TESSERA), "machine": machine(),
              "isa": result["isa"], "threads": result["threads"]}
     rows = result["rows"] + [{"form": "dense", "density": 1, **row,
                               "peer": f"{row['peer']} {row['version']}"}

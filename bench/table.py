@@ -26,6 +26,7 @@ import sys
 import time
 
 import table_write
+from provenance import commit, machine
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -229,7 +230,7 @@ class Table:
         mask, record = row.make(self)
         model = record.pop("model", self.a.model)
         record = dict(key=row.key, name=row.name, sparsity=row.sparsity, seed=row.seed,
-                      learned=row.learned, date=time.strftime("%Y-%m-%d"), commit=commit(),
+                      learned=row.learned, date=time.strftime("%Y-%m-%d"), commit=commit(TESSERA),
                       machine=machine(), **record)
         if row.learned:
             record["run"] = os.path.relpath(os.path.dirname(mask), self.work)
@@ -248,20 +249,6 @@ class Table:
                 with open(os.path.join(self.rows_dir, name)) as file:
                     found[name[:-5]] = json.load(file)
         return found
-
-
-def commit():
-    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
-    return version.split("(")[1].rstrip(")\n")
-
-
-def machine():
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return f"{names[0]}, {len(os.sched_getaffinity(0))} cores"
-    except (OSError, IndexError):
-        return "unknown processor"
 
 
 def write_json(path, value):

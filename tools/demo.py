@@ -17,6 +17,9 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
+sys.path.insert(0, os.path.join(os.path.dirname(HERE), "bench"))
+from provenance import commit, machine  # noqa: E402
+
 CALIBRATION_TOKENS = 12288
 WINDOW = 512
 SPARSITY = 0.45
@@ -219,8 +222,8 @@ About {(learn + prune + evaluate + rest) / 60:.0f} minutes on this machine. Ctrl
             "learning_tokens": plan["learning_tokens"],
             "calibration_tokens": plan["calibration_tokens"],
             "seed": plan["seed"],
-            "machine": processor_name(),
-            "commit": program_commit(),
+            "machine": machine(),
+            "commit": commit(TESSERA),
         }]
         for row, evaluated, sample in results:
             line = {"type": "row", "name": row.name, "note": row.note}
@@ -290,20 +293,6 @@ def print_samples(results):
         text = " ".join(sample["text"].split())
         print(f"  {row.name:20} {text[:120]}")
     print()
-
-
-def program_commit():
-    version = subprocess.run([TESSERA, "--version"], stdout=subprocess.PIPE, text=True).stdout
-    return version.partition("(")[2].rstrip(")\n")
-
-
-def processor_name():
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return f"{names[0]}, {len(os.sched_getaffinity(0))} cores"
-    except (OSError, IndexError):
-        return "unknown processor"
 
 
 def folder_bytes(folder):
