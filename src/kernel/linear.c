@@ -135,3 +135,25 @@ void linear_row(const struct linear_weight *w, int64_t row, float *out) {
   const float *segment = operand_segment(&op, row, 0, linear_cols(w), out);
   if (segment != out) memcpy(out, segment, (size_t)linear_cols(w) * sizeof(float));
 }
+
+struct embedding {
+  const struct linear_weight *w;
+  const int32_t *ids;
+  float scale, *hidden;
+};
+
+static void embed_row(void *ctx, int64_t token, int worker) {
+  const struct embedding *e = ctx;
+  (void)worker;
+  int64_t n = linear_cols(e->w);
+  float *row = e->hidden + token * n;
+  linear_row(e->w, e->ids[token], row);
+  if (e->scale != 1.0f)
+    for (int64_t i = 0; i < n; i++) row[i] *= e->scale;
+}
+
+void linear_embed(const struct linear_weight *w, const int32_t *ids, int64_t tokens, float scale,
+                  float *hidden) {
+  struct embedding e = {w, ids, scale, hidden};
+  parallel_for(tokens, embed_row, &e);
+}

@@ -46,7 +46,10 @@ void linear_backward_input(const struct linear_weight *w, const float *dy, int64
 void linear_backward_weight(const float *dy, const float *x, int64_t tokens, int64_t rows,
                             int64_t cols, enum precision precision, float *dw, bool accumulate);
 
-/* Row `row` of W as fp32: out (cols). For embeddings and packing. */
+/* Row `row` of W as fp32: out (cols). For packing. */
 void linear_row(const struct linear_weight *w, int64_t row, float *out);
+/* hidden (tokens, cols) = scale * the rows `ids` (tokens) of W: an embedding. */
+void linear_embed(const struct linear_weight *w, const int32_t *ids, int64_t tokens, float scale,
+                  float *hidden);
 
 #endif

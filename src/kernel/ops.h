@@ -31,6 +31,10 @@ void glu_forward(bool gelu, const float *gate, const float *up, int64_t n, float
 void glu_backward(bool gelu, const float *gate, const float *up, const float *dout, int64_t n,
                   float *dgate, float *dup);
 
+/* x = cap * tanh(x / cap) over n elements, and dx *= 1 - (y / cap)^2 for its output y. */
+void softcap_forward(float *x, int64_t n, double cap);
+void softcap_backward(float *dx, const float *y, int64_t n, double cap);
+
 /* Causal attention with grouped heads. Query row i of a sequence has position q_start + i and sees
  * key positions j with j <= its own and, when window > 0, j > its own - window.
  * softcap > 0: scores are softcap * tanh(score / softcap) before the softmax.

@@ -14,8 +14,8 @@ static void pull_back(const struct block_run *run, enum site_role role, const fl
   const struct linear_site *site = &run->model->sites[model_block_site(run->layer) + (int)role];
   int64_t tokens = shape_tokens(run->shape);
   if (run->tap && run->tap->gradient) run->tap->gradient(run->tap->ctx, site, x, dy, tokens);
-  linear_backward_input(block_weight(run, site, TAP_BACKWARD), dy, tokens, run->ws->precision, dx,
-                        accumulate);
+  run->ws->ops->linear_backward_input(block_weight(run, site, TAP_BACKWARD), dy, tokens,
+                                      run->ws->precision, dx, accumulate);
 }
 
 /* The gradient of a half's output, which the norm behind it has changed (sandwich_norms). */
@@ -23,16 +23,16 @@ static const float *split(const struct block_run *run, const float *weight, cons
                           const float *inverse, const float *dhidden) {
   const struct model_config *c = &run->model->config;
   if (!c->sandwich_norms) return dhidden;
-  rmsnorm_backward(dhidden, branch, weight, c->norm_plus_one, inverse, shape_tokens(run->shape),
-                   c->hidden_size, run->ws->dbranch, false);
+  run->ws->ops->rmsnorm_backward(dhidden, branch, weight, c->norm_plus_one, inverse,
+                                 shape_tokens(run->shape), c->hidden_size, run->ws->dbranch, false);
   return run->ws->dbranch;
 }
 
 /* The norm at the head of a half once more: its output is the linears' x. */
 static const float *norm_again(const struct block_run *run, const float *x, const float *weight) {
   const struct model_config *c = &run->model->config;
-  rmsnorm_forward(x, weight, c->norm_plus_one, c->rms_eps, shape_tokens(run->shape), c->hidden_size,
-                  run->ws->normed, NULL);
+  run->ws->ops->rmsnorm_forward(x, weight, c->norm_plus_one, c->rms_eps, shape_tokens(run->shape),
+                                c->hidden_size, run->ws->normed, NULL);
   return run->ws->normed;
 }
 
@@ -44,14 +44,14 @@ static void mlp_backward(const struct block_run *run, float *dhidden) {
   bool gelu = c->activation == ACTIVATION_GELU_TANH;
   int64_t tokens = shape_tokens(run->shape), inner = tokens * c->intermediate_size;
   const float *dbranch = split(run, norms->after_mlp, b->mlp, b->inverse_mlp, dhidden);
-  glu_forward(gelu, b->gate, b->up, inner, ws->act);
+  ws->ops->glu_forward(gelu, b->gate, b->up, inner, ws->act);
   pull_back(run, SITE_DOWN, ws->act, dbranch, ws->dact, false);
-  glu_backward(gelu, b->gate, b->up, ws->dact, inner, b->gate, b->up);
+  ws->ops->glu_backward(gelu, b->gate, b->up, ws->dact, inner, b->gate, b->up);
   const float *normed = norm_again(run, b->middle, norms->before_mlp);
   pull_back(run, SITE_UP, normed, b->up, ws->dnormed, false);
   pull_back(run, SITE_GATE, normed, b->gate, ws->dnormed, true);
-  rmsnorm_backward(ws->dnormed, b->middle, norms->before_mlp, c->norm_plus_one, b->inverse_2,
-                   tokens, c->hidden_size, dhidden, true);
+  ws->ops->rmsnorm_backward(ws->dnormed, b->middle, norms->before_mlp, c->norm_plus_one,
+                            b->inverse_2, tokens, c->hidden_size, dhidden, true);
 }
 
 /* The gradient of a projection from that of the rotated heads; `room` may be used for it. */
@@ -61,11 +61,11 @@ static const float *rotate_back(const struct block_run *run, bool is_k, const fl
   const struct block_norms *norms = &run->model->blocks[run->layer];
   const struct rope_table *rope = block_rope(run);
   int64_t heads = is_k ? c->kv_heads : c->heads, tokens = shape_tokens(run->shape);
-  rope_apply(d, tokens, run->shape.length, run->starts, heads, c->head_dim, rope->cosine,
-             rope->sine, -1);
+  run->ws->ops->rope_apply(d, tokens, run->shape.length, run->starts, heads, c->head_dim,
+                           rope->cosine, rope->sine, -1);
   if (!c->qk_norm) return d;
-  rmsnorm_backward(d, raw, is_k ? norms->k : norms->q, c->norm_plus_one, inverse, tokens * heads,
-                   c->head_dim, room, false);
+  run->ws->ops->rmsnorm_backward(d, raw, is_k ? norms->k : norms->q, c->norm_plus_one, inverse,
+                                 tokens * heads, c->head_dim, room, false);
   return room;
 }
 
@@ -79,16 +79,16 @@ static void attention_half_backward(const struct block_run *run, float *dhidden)
   block_rotate(run, false, b->q_raw, b->q_inverse, ws->q);
   block_rotate(run, true, b->k_raw, b->k_inverse, ws->k);
   struct attention_shape shape = block_attention_shape(run);
-  attention_backward(&shape, ws->q, ws->k, b->v, b->attended, b->lse, ws->dattended, ws->dq, ws->dk,
-                     ws->dv);
+  ws->ops->attention_backward(&shape, ws->q, ws->k, b->v, b->attended, b->lse, ws->dattended,
+                              ws->dq, ws->dk, ws->dv);
   const float *dq = rotate_back(run, false, b->q_raw, b->q_inverse, ws->dq, ws->q);
   const float *dk = rotate_back(run, true, b->k_raw, b->k_inverse, ws->dk, ws->k);
   const float *normed = norm_again(run, b->input, norms->before_attention);
   pull_back(run, SITE_V, normed, ws->dv, ws->dnormed, false);
   pull_back(run, SITE_K, normed, dk, ws->dnormed, true);
   pull_back(run, SITE_Q, normed, dq, ws->dnormed, true);
-  rmsnorm_backward(ws->dnormed, b->input, norms->before_attention, c->norm_plus_one, b->inverse_1,
-                   shape_tokens(run->shape), c->hidden_size, dhidden, true);
+  ws->ops->rmsnorm_backward(ws->dnormed, b->input, norms->before_attention, c->norm_plus_one,
+                            b->inverse_1, shape_tokens(run->shape), c->hidden_size, dhidden, true);
 }
 
 void block_backward(const struct block_run *run, float *dhidden) {

@@ -24,7 +24,7 @@ struct model_branches {
 
 enum status model_branches_new(struct model_branches **out, const struct model *model, int64_t rows,
                                int64_t longest, enum precision precision, struct error *err) {
-  INVARIANT(rows >= 1 && longest >= 1);
+  INVARIANT(rows >= 1 && longest >= 1 && model->backend->is_host);
   struct model_branches *b = mem_alloc(1, sizeof *b, err);
   if (!b) return STATUS_FAILED;
   *b = (struct model_branches){

@@ -1,27 +1,12 @@
 /* The forward pass: embedding, blocks, final norm, logits.
  *
  * One function runs a block for training, evaluation and decoding; they differ in what they leave
- * in run->memory and in where keys and values go. */
+ * in run->memory and in where keys and values go. It runs where the model lies (kernel/backend.h).
+ */
 
-#include "base/parallel.h"
 #include "model/internal.h"
 
 /* --- embedding and head --- */
-
-struct embedding {
-  const struct model *model;
-  const int32_t *ids;
-  float *hidden;
-};
-
-static void embed_row(void *ctx, int64_t token, int worker) {
-  const struct embedding *e = ctx;
-  int64_t n = e->model->config.hidden_size;
-  float scale = (float)e->model->config.embed_scale, *row = e->hidden + token * n;
-  linear_row(&e->model->embed, e->ids[token], row);
-  if (scale != 1.0f)
-    for (int64_t i = 0; i < n; i++) row[i] *= scale;
-}
 
 enum status model_embed(const struct model *m, const int32_t *ids, int64_t tokens, float *hidden,
                         struct error *err) {
@@ -31,21 +16,20 @@ enum status model_embed(const struct model *m, const int32_t *ids, int64_t token
                        "token id %d at position %lld is outside the vocabulary of %lld: the "
                        "tokenizer belongs to another model",
                        ids[i], (long long)i, (long long)m->config.vocab_size);
-  struct embedding e = {m, ids, hidden};
-  parallel_for(tokens, embed_row, &e);
+  m->backend->embed(&m->embed, ids, tokens, (float)m->config.embed_scale, hidden);
   return STATUS_OK;
 }
 
 void model_final_norm(const struct model *m, const float *hidden, int64_t tokens, float *out) {
-  rmsnorm_forward(hidden, m->final_norm, m->config.norm_plus_one, m->config.rms_eps, tokens,
-                  m->config.hidden_size, out, NULL);
+  m->backend->rmsnorm_forward(hidden, m->final_norm, m->config.norm_plus_one, m->config.rms_eps,
+                              tokens, m->config.hidden_size, out, NULL);
 }
 
 void model_logits(const struct model *m, const float *normed, int64_t tokens,
                   enum precision precision, float *logits) {
-  linear_forward(&m->lm_head, NULL, normed, tokens, precision, logits);
+  m->backend->linear_forward(&m->lm_head, NULL, normed, tokens, precision, logits);
   if (m->config.final_softcap > 0)
-    softcap_forward(logits, tokens * m->config.vocab_size, m->config.final_softcap);
+    m->backend->softcap_forward(logits, tokens * m->config.vocab_size, m->config.final_softcap);
 }
 
 /* --- a block --- */
@@ -63,8 +47,8 @@ static void project(const struct block_run *run, enum site_role role, const floa
   int64_t tokens = shape_tokens(run->shape);
   if (run->tap && run->tap->input && !run->repeated)
     run->tap->input(run->tap->ctx, site, x, tokens);
-  linear_forward(block_weight(run, site, TAP_FORWARD), site->bias, x, tokens, run->ws->precision,
-                 y);
+  run->ws->ops->linear_forward(block_weight(run, site, TAP_FORWARD), site->bias, x, tokens,
+                               run->ws->precision, y);
 }
 
 const struct rope_table *block_rope(const struct block_run *run) {
@@ -79,12 +63,12 @@ void block_rotate(const struct block_run *run, bool is_k, const float *raw, floa
   const struct rope_table *rope = block_rope(run);
   int64_t heads = is_k ? c->kv_heads : c->heads, tokens = shape_tokens(run->shape);
   if (c->qk_norm)
-    rmsnorm_forward(raw, is_k ? norms->k : norms->q, c->norm_plus_one, c->rms_eps, tokens * heads,
-                    c->head_dim, dest, inverse);
+    run->ws->ops->rmsnorm_forward(raw, is_k ? norms->k : norms->q, c->norm_plus_one, c->rms_eps,
+                                  tokens * heads, c->head_dim, dest, inverse);
   else
-    copy_floats(dest, raw, tokens * heads * c->head_dim);
-  rope_apply(dest, tokens, run->shape.length, run->starts, heads, c->head_dim, rope->cosine,
-             rope->sine, +1);
+    run->ws->ops->copy_floats(dest, raw, tokens * heads * c->head_dim);
+  run->ws->ops->rope_apply(dest, tokens, run->shape.length, run->starts, heads, c->head_dim,
+                           rope->cosine, rope->sine, +1);
 }
 
 struct attention_shape block_attention_shape(const struct block_run *run) {
@@ -110,11 +94,11 @@ static void join(const struct block_run *run, const float *weight, const float *
   const struct model_config *c = &run->model->config;
   int64_t tokens = shape_tokens(run->shape);
   if (c->sandwich_norms) {
-    rmsnorm_forward(branch, weight, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
-                    run->ws->normed, inverse);
+    run->ws->ops->rmsnorm_forward(branch, weight, c->norm_plus_one, c->rms_eps, tokens,
+                                  c->hidden_size, run->ws->normed, inverse);
     branch = run->ws->normed;
   }
-  add_inplace(hidden, branch, tokens * c->hidden_size);
+  run->ws->ops->add_inplace(hidden, branch, tokens * c->hidden_size);
 }
 
 /* From the rotated q and k and from v; a session's keys and values join its caches first. */
@@ -127,7 +111,7 @@ static void attend(const struct block_run *run) {
     return;
   }
   if (!run->kv) {
-    attention_forward(&shape, ws->q, ws->k, b->v, b->attended, b->lse);
+    ws->ops->attention_forward(&shape, ws->q, ws->k, b->v, b->attended, b->lse);
     return;
   }
   kv_cache_append(run->kv, run->starts, shape.sequences, shape.q_length, ws->k, b->v);
@@ -139,8 +123,8 @@ static void attention_half(const struct block_run *run, float *hidden) {
   const struct block_norms *norms = &run->model->blocks[run->layer];
   struct model_workspace *ws = run->ws;
   struct block_memory *b = run->memory;
-  rmsnorm_forward(hidden, norms->before_attention, c->norm_plus_one, c->rms_eps,
-                  shape_tokens(run->shape), c->hidden_size, ws->normed, b->inverse_1);
+  ws->ops->rmsnorm_forward(hidden, norms->before_attention, c->norm_plus_one, c->rms_eps,
+                           shape_tokens(run->shape), c->hidden_size, ws->normed, b->inverse_1);
   project(run, SITE_Q, ws->normed, b->q_raw);
   project(run, SITE_K, ws->normed, b->k_raw);
   project(run, SITE_V, ws->normed, b->v);
@@ -158,12 +142,12 @@ static void mlp_half(const struct block_run *run, float *hidden) {
   struct model_workspace *ws = run->ws;
   struct block_memory *b = run->memory;
   int64_t tokens = shape_tokens(run->shape);
-  rmsnorm_forward(hidden, norms->before_mlp, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
-                  ws->normed, b->inverse_2);
+  ws->ops->rmsnorm_forward(hidden, norms->before_mlp, c->norm_plus_one, c->rms_eps, tokens,
+                           c->hidden_size, ws->normed, b->inverse_2);
   project(run, SITE_GATE, ws->normed, b->gate);
   project(run, SITE_UP, ws->normed, b->up);
-  glu_forward(c->activation == ACTIVATION_GELU_TANH, b->gate, b->up, tokens * c->intermediate_size,
-              ws->act);
+  ws->ops->glu_forward(c->activation == ACTIVATION_GELU_TANH, b->gate, b->up,
+                       tokens * c->intermediate_size, ws->act);
   float *branch = c->sandwich_norms ? b->mlp : ws->normed;
   project(run, SITE_DOWN, ws->act, branch);
   join(run, norms->after_mlp, branch, b->inverse_mlp, hidden);
@@ -172,8 +156,8 @@ static void mlp_half(const struct block_run *run, float *hidden) {
 void block_forward(const struct block_run *run, float *hidden) {
   attention_half(run, hidden);
   if (run->memory->middle)
-    copy_floats(run->memory->middle, hidden,
-                shape_tokens(run->shape) * run->model->config.hidden_size);
+    run->ws->ops->copy_floats(run->memory->middle, hidden,
+                              shape_tokens(run->shape) * run->model->config.hidden_size);
   mlp_half(run, hidden);
 }
 

@@ -2,7 +2,7 @@
 #ifndef TSR_MODEL_INTERNAL_H
 #define TSR_MODEL_INTERNAL_H
 
-#include "kernel/ops.h"
+#include "kernel/backend.h"
 #include "model/model.h"
 #include "model/rope.h"
 #include "model/store.h"
@@ -24,6 +24,7 @@ struct tensor_origin {
 };
 
 struct model {
+  const struct backend *backend; /* in whose memory the weights below lie */
   struct tensor_store store;
   struct model_config config;
   bool headers_only;
@@ -41,7 +42,11 @@ struct model {
   size_t tensor_count, tensor_capacity, origin_capacity;
   void **owned; /* memory of all else */
   size_t owned_count, owned_capacity;
+  const struct model *host; /* of a placed model (place.c): what it shares all else with */
 };
+
+/* place.c: model_close of a placed model. */
+void model_give_back(struct model *placed);
 
 /* load.c */
 enum status model_load(struct model *model, struct error *err);
@@ -77,9 +82,11 @@ struct block_memory {
   float *inverse_mlp; /* (T), sandwich_norms */
 };
 
-/* One arena, cut once: see workspace.c. T = tokens of the largest shape. */
+/* One arena in the memory of the model's backend, cut once: see workspace.c. T = tokens of the
+ * largest shape. */
 struct model_workspace {
   const struct model *model;
+  const struct backend *ops; /* the model's */
   struct model_shape most;
   int64_t positions; /* rows of the rotary tables */
   bool train, checkpoint;
@@ -95,8 +102,9 @@ struct model_workspace {
   /* the head */
   int64_t chunk_rows;
   float *logits;    /* (chunk_rows, vocab_size) */
-  float *nll;       /* (chunk_rows) */
-  int32_t *targets; /* (chunk_rows) */
+  float *nll;       /* (T) */
+  int32_t *targets; /* (T), the host's */
+  float *losses;    /* (T), the host's: nll or kl, brought there */
   /* of the backward pass */
   float *capped;         /* (chunk_rows, vocab_size), final_softcap: the logits' gradient */
   float *inverse_final;  /* (T) */
@@ -109,7 +117,7 @@ struct model_workspace {
   /* of distillation, an allocation of its own; NULL without */
   float *teacher;        /* (T, hidden_size): the dense model's normed final hidden states */
   float *teacher_logits; /* (chunk_rows, vocab_size) */
-  float *kl;             /* (chunk_rows) */
+  float *kl;             /* (T) */
   struct rope_table rope, rope_sliding;
 };
 /* `positions` >= most.length: how far a session may go. */
@@ -175,9 +183,5 @@ static inline int64_t config_q_width(const struct model_config *c) {
 static inline int64_t config_kv_width(const struct model_config *c) {
   return c->kv_heads * c->head_dim;
 }
-
-/* softcap.c: x = cap * tanh(x / cap) over n elements, and dx *= 1 - (y / cap)^2 for its output. */
-void softcap_forward(float *x, int64_t n, double cap);
-void softcap_backward(float *dx, const float *y, int64_t n, double cap);
 
 #endif

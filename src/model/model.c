@@ -24,6 +24,7 @@ static enum status open_model(struct model **out, const char *path, bool headers
                               struct error *err) {
   struct model *m = mem_alloc(1, sizeof *m, err);
   if (!m) return STATUS_FAILED;
+  m->backend = backend_cpu();
   m->headers_only = headers_only;
   enum status status = store_open(&m->store, path, err);
   if (status == STATUS_OK) status = read_config(m, err);
@@ -45,6 +46,10 @@ enum status model_open_headers(struct model **out, const char *path, struct erro
 
 void model_close(struct model *m) {
   if (!m) return;
+  if (m->host) {
+    model_give_back(m);
+    return;
+  }
   for (int i = 0; m->sites && m->hybrids && i < model_site_count(m); i++)
     hybrid_release(&m->hybrids[i]);
   for (int i = 0; m->strips && i <= model_site_count(m); i++) strips_release(&m->strips[i]);
@@ -63,6 +68,7 @@ void model_close(struct model *m) {
   mem_free(m);
 }
 
+const struct backend *model_backend(const struct model *m) { return m->backend; }
 const struct model_config *model_config(const struct model *m) { return &m->config; }
 const char *model_path(const struct model *m) { return m->store.path; }
 const struct gguf *model_gguf(const struct model *m) { return m->store.gguf; }
@@ -91,6 +97,7 @@ int64_t model_parameters(const struct model *m) {
 
 void model_tensor_expand(const struct model *m, int index, int64_t first, int64_t rows,
                          float *out) {
+  if (m->host) m = m->host;
   const struct model_tensor *t = model_tensor(m, index);
   bool loaded = t->site >= 0 && (!m->headers_only || m->sites[t->site].weight.hybrid);
   if (!loaded) {

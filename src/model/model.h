@@ -10,7 +10,7 @@
 #ifndef TSR_MODEL_MODEL_H
 #define TSR_MODEL_MODEL_H
 
-#include "kernel/linear.h"
+#include "kernel/backend.h"
 #include "model/config.h"
 #include "sparse/mask.h"
 
@@ -56,6 +56,15 @@ enum status model_open(struct model **out, const char *path, struct error *err);
  * model_tensor_expand work; nothing may be multiplied, masked or replaced. */
 enum status model_open_headers(struct model **out, const char *path, struct error *err);
 void model_close(struct model *model);
+
+/* A copy of the model in the memory of `backend`, which then runs there: passes over it, and the
+ * workspaces made for it, are that backend's; activations, and what a tap is shown and answers, lie
+ * in its memory. Packed linears are dense in it. `host` must outlive it and may not be masked,
+ * replaced or prepared meanwhile; model_close gives it back. What reads weights on the host
+ * (model_tensor_expand and its like) reads those of `host`. No sessions, no branches. */
+enum status model_place(struct model **out, const struct model *host, const struct backend *backend,
+                        struct error *err);
+const struct backend *model_backend(const struct model *model);
 
 const struct model_config *model_config(const struct model *model);
 const char *model_path(const struct model *model);

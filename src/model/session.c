@@ -60,6 +60,7 @@ static enum status allocate(struct model_session *s, enum dtype kv, struct error
 enum status model_session_new_with(struct model_session **out, const struct model *model,
                                    const struct session_settings *settings, struct error *err) {
   int64_t capacity = settings->capacity, slots = settings->slots;
+  INVARIANT(model->backend->is_host);
   if (capacity < 1)
     return error_set(err, STATUS_USAGE, "a session needs room for at least one token");
   if (slots < 1 || slots > SESSION_SLOTS_MAX)

@@ -396,6 +396,7 @@ enum status synthetic_open(struct model **out, const struct synthetic_model *req
                            struct error *err) {
   struct model *m = mem_alloc(1, sizeof *m, err);
   if (!m) return STATUS_FAILED;
+  m->backend = backend_cpu();
   struct build b = {.model = m,
                     .fill = {.key = {(uint32_t)request->seed, (uint32_t)(request->seed >> 32)},
                              .dtype = request->dtype},

@@ -6,13 +6,10 @@
 
 #include "model/internal.h"
 
-/* Targets of rows [first, first + rows). */
-static void set_targets(const int32_t *ids, struct model_shape shape, int64_t first, int64_t rows,
-                        int32_t *targets) {
-  for (int64_t i = 0; i < rows; i++) {
-    int64_t row = first + i;
-    targets[i] = row % shape.length == shape.length - 1 ? -1 : ids[row + 1];
-  }
+/* Targets of all rows. */
+static void set_targets(const int32_t *ids, struct model_shape shape, int32_t *targets) {
+  for (int64_t row = 0; row < shape_tokens(shape); row++)
+    targets[row] = row % shape.length == shape.length - 1 ? -1 : ids[row + 1];
 }
 
 static int64_t chunk_rows(const struct model_workspace *ws, int64_t first, int64_t tokens) {
@@ -25,54 +22,62 @@ enum status model_nll(const struct model *m, const int32_t *ids, struct model_sh
   enum status status = model_forward(m, ids, shape, tap, ws, ws->hidden, err);
   if (status != STATUS_OK) return status;
   int64_t tokens = shape_tokens(shape), vocab = m->config.vocab_size;
+  set_targets(ids, shape, ws->targets);
   for (int64_t first = 0, rows; first < tokens; first += rows) {
     rows = chunk_rows(ws, first, tokens);
-    set_targets(ids, shape, first, rows, ws->targets);
     model_logits(m, ws->hidden + first * m->config.hidden_size, rows, ws->precision, ws->logits);
-    cross_entropy(ws->logits, ws->targets, rows, vocab, 1, ws->nll, NULL);
-    status = model_check_finite(m, ws->nll, rows, "the loss is", err);
-    if (status != STATUS_OK) return status;
-    for (int64_t i = 0; i < rows; i++)
-      if (ws->targets[i] >= 0) *nll++ = ws->nll[i];
+    ws->ops->cross_entropy(ws->logits, ws->targets + first, rows, vocab, 1, ws->nll + first, NULL);
   }
+  status = ws->ops->download(ws->losses, ws->nll, (size_t)tokens * sizeof *ws->nll, err);
+  if (status == STATUS_OK) status = model_check_finite(m, ws->losses, tokens, "the loss is", err);
+  if (status != STATUS_OK) return status;
+  for (int64_t i = 0; i < tokens; i++)
+    if (ws->targets[i] >= 0) *nll++ = ws->losses[i];
   return STATUS_OK;
 }
 
 /* The losses of a chunk of rows, from their logits, and the gradient of what is learned. */
 static void chunk_losses(const struct model *m, int64_t first, int64_t rows, double weight,
-                         float scale, struct model_workspace *ws, float *dlogits,
-                         struct model_losses *sums) {
+                         float scale, struct model_workspace *ws, float *dlogits) {
   const int64_t vocab = m->config.vocab_size;
   if (weight > 0) {
     model_logits(m, ws->teacher + first * m->config.hidden_size, rows, ws->precision,
                  ws->teacher_logits);
-    distill_loss(ws->logits, ws->teacher_logits, ws->targets, rows, vocab, (float)weight, scale,
-                 ws->nll, ws->kl, dlogits);
-    for (int64_t i = 0; i < rows; i++) sums->kl += (double)ws->kl[i];
+    ws->ops->distill_loss(ws->logits, ws->teacher_logits, ws->targets + first, rows, vocab,
+                          (float)weight, scale, ws->nll + first, ws->kl + first, dlogits);
   } else {
-    cross_entropy(ws->logits, ws->targets, rows, vocab, scale, ws->nll, dlogits);
+    ws->ops->cross_entropy(ws->logits, ws->targets + first, rows, vocab, scale, ws->nll + first,
+                           dlogits);
   }
-  for (int64_t i = 0; i < rows; i++) sums->nll += (double)ws->nll[i];
 }
 
-/* Losses of all rows of ws->normed (T, hidden_size), and the gradient: ws->dnormed. */
-static struct model_losses head_losses(const struct model *m, const int32_t *ids,
-                                       struct model_shape shape, double weight, float scale,
-                                       struct model_workspace *ws) {
+/* The sum of `rows` losses. */
+static enum status sum_losses(struct model_workspace *ws, const float *losses, int64_t rows,
+                              double *sum, struct error *err) {
+  enum status status = ws->ops->download(ws->losses, losses, (size_t)rows * sizeof *losses, err);
+  if (status != STATUS_OK) return status;
+  *sum = 0;
+  for (int64_t i = 0; i < rows; i++) *sum += (double)ws->losses[i];
+  return STATUS_OK;
+}
+
+/* Losses of all rows of ws->normed (T, hidden_size), left in ws->nll and ws->kl, and the gradient:
+ * ws->dnormed. */
+static void head_losses(const struct model *m, const int32_t *ids, struct model_shape shape,
+                        double weight, float scale, struct model_workspace *ws) {
   int64_t tokens = shape_tokens(shape), vocab = m->config.vocab_size;
   double cap = m->config.final_softcap;
-  struct model_losses sums = {0, 0};
   float *dlogits = cap > 0 ? ws->capped : ws->logits;
+  set_targets(ids, shape, ws->targets);
   for (int64_t first = 0, rows; first < tokens; first += rows) {
     int64_t at = first * m->config.hidden_size;
     rows = chunk_rows(ws, first, tokens);
-    set_targets(ids, shape, first, rows, ws->targets);
     model_logits(m, ws->normed + at, rows, ws->precision, ws->logits);
-    chunk_losses(m, first, rows, weight, scale, ws, dlogits, &sums);
-    if (cap > 0) softcap_backward(dlogits, ws->logits, rows * vocab, cap);
-    linear_backward_input(&m->lm_head, dlogits, rows, ws->precision, ws->dnormed + at, false);
+    chunk_losses(m, first, rows, weight, scale, ws, dlogits);
+    if (cap > 0) ws->ops->softcap_backward(dlogits, ws->logits, rows * vocab, cap);
+    ws->ops->linear_backward_input(&m->lm_head, dlogits, rows, ws->precision, ws->dnormed + at,
+                                   false);
   }
-  return sums;
 }
 
 static struct block_run train_run(const struct model *m, int layer, struct model_shape shape,
@@ -107,22 +112,25 @@ enum status model_distill(const struct model *m, const int32_t *ids, struct mode
   if (status != STATUS_OK) return status;
   for (int i = 0; i < c->layers; i++) {
     struct block_run run = train_run(m, i, shape, tap, ws);
-    copy_floats(ws->inputs[i], ws->hidden, tokens * c->hidden_size);
+    ws->ops->copy_floats(ws->inputs[i], ws->hidden, tokens * c->hidden_size);
     block_forward(&run, ws->hidden);
   }
-  rmsnorm_forward(ws->hidden, m->final_norm, c->norm_plus_one, c->rms_eps, tokens, c->hidden_size,
-                  ws->normed, ws->inverse_final);
-  *sums = head_losses(m, ids, shape, weight, (float)scale, ws);
-  rmsnorm_backward(ws->dnormed, ws->hidden, m->final_norm, c->norm_plus_one, ws->inverse_final,
-                   tokens, c->hidden_size, ws->dhidden, false);
+  ws->ops->rmsnorm_forward(ws->hidden, m->final_norm, c->norm_plus_one, c->rms_eps, tokens,
+                           c->hidden_size, ws->normed, ws->inverse_final);
+  head_losses(m, ids, shape, weight, (float)scale, ws);
+  ws->ops->rmsnorm_backward(ws->dnormed, ws->hidden, m->final_norm, c->norm_plus_one,
+                            ws->inverse_final, tokens, c->hidden_size, ws->dhidden, false);
   for (int i = c->layers - 1; i >= 0; i--) {
     struct block_run run = train_run(m, i, shape, tap, ws);
     if (ws->checkpoint) {
-      copy_floats(ws->hidden, ws->inputs[i], tokens * c->hidden_size);
+      ws->ops->copy_floats(ws->hidden, ws->inputs[i], tokens * c->hidden_size);
       run.repeated = true;
       block_forward(&run, ws->hidden);
     }
     block_backward(&run, ws->dhidden);
   }
-  return STATUS_OK;
+  *sums = (struct model_losses){0, 0};
+  status = sum_losses(ws, ws->nll, tokens, &sums->nll, err);
+  if (status == STATUS_OK && weight > 0) status = sum_losses(ws, ws->kl, tokens, &sums->kl, err);
+  return status;
 }

@@ -1,4 +1,5 @@
-/* Scratch memory of the forward and backward passes: one block, cut into arrays.
+/* Scratch memory of the forward and backward passes: one block of the backend's memory, cut into
+ * arrays.
  *
  * What training keeps of a block is what is dear to compute again: the streams, the projections,
  * attention's output. Norms, rotation and the gated activation are computed a second time in the
@@ -10,8 +11,8 @@
 #include "base/mem.h"
 #include "model/internal.h"
 
-/* Logits are made for as many rows at a time as fit this many floats (64 MiB). */
-enum { CHUNK_FLOATS = 1 << 24, CHUNK_ROWS_MIN = 16, ALIGN_FLOATS = 16 };
+/* Logits are made for as many rows at a time as the backend wants, and no fewer than these. */
+enum { CHUNK_ROWS_MIN = 16, ALIGN_FLOATS = 16 };
 
 struct carver {
   float *base; /* NULL while measuring */
@@ -92,8 +93,7 @@ static void carve_workspace(struct carver *c, struct model_workspace *ws) {
   ws->k = carve(c, tokens, config_kv_width(config));
   ws->act = carve(c, tokens, config->intermediate_size);
   ws->logits = carve(c, ws->chunk_rows, config->vocab_size);
-  ws->nll = carve(c, ws->chunk_rows, 1);
-  ws->targets = (void *)carve(c, ws->chunk_rows, 1);
+  ws->nll = carve(c, tokens, 1);
   for (int i = 0; i < ws->block_count; i++) {
     struct block_memory block;
     carve_block(c, ws, &block);
@@ -105,12 +105,13 @@ static void carve_workspace(struct carver *c, struct model_workspace *ws) {
 static struct model_workspace blank(const struct model *model, struct model_shape most,
                                     int64_t positions, bool train, bool checkpoint) {
   struct model_workspace ws = {.model = model,
+                               .ops = model->backend,
                                .most = most,
                                .positions = positions,
                                .train = train,
                                .checkpoint = checkpoint};
   ws.block_count = train && !checkpoint ? model->config.layers : 1;
-  ws.chunk_rows = CHUNK_FLOATS / model->config.vocab_size;
+  ws.chunk_rows = model->backend->logit_elements / model->config.vocab_size;
   if (ws.chunk_rows < CHUNK_ROWS_MIN) ws.chunk_rows = CHUNK_ROWS_MIN;
   if (ws.chunk_rows > shape_tokens(most)) ws.chunk_rows = shape_tokens(most);
   return ws;
@@ -135,6 +136,31 @@ size_t model_workspace_bytes(const struct model *model, struct model_shape most,
   return (carver.used + tables * table) * sizeof(float);
 }
 
+/* Angles come from the host. */
+static enum status make_rope(const struct model_workspace *ws, const struct rope_config *config,
+                             struct rope_table *table, struct error *err) {
+  const int64_t head_dim = ws->model->config.head_dim;
+  const size_t bytes = (size_t)(ws->positions * (head_dim / 2)) * sizeof(float);
+  struct rope_table host;
+  enum status status = rope_table_init(&host, config, head_dim, ws->positions, err);
+  if (status != STATUS_OK) return status;
+  if (ws->ops->is_host) {
+    *table = host;
+    return STATUS_OK;
+  }
+  status = ws->ops->alloc(bytes, (void **)&table->cosine, err);
+  if (status == STATUS_OK) status = ws->ops->alloc(bytes, (void **)&table->sine, err);
+  if (status == STATUS_OK) status = ws->ops->upload(table->cosine, host.cosine, bytes, err);
+  if (status == STATUS_OK) status = ws->ops->upload(table->sine, host.sine, bytes, err);
+  rope_table_release(&host);
+  return status;
+}
+
+static void free_rope(const struct model_workspace *ws, struct rope_table *table) {
+  ws->ops->free(table->cosine);
+  ws->ops->free(table->sine);
+}
+
 enum status workspace_make(struct model_workspace **out, const struct model *model,
                            struct model_shape most, int64_t positions, bool train, bool checkpoint,
                            struct error *err) {
@@ -155,14 +181,17 @@ enum status workspace_make(struct model_workspace **out, const struct model *mod
               (long long)most.sequences, (long long)most.length);
     goto out;
   }
-  ws->arena = mem_alloc(carver.used, sizeof(float), err);
-  if (!ws->arena) goto out;
+  const size_t tokens = (size_t)shape_tokens(most);
+  ws->targets = mem_alloc(tokens, sizeof *ws->targets, err);
+  ws->losses = mem_alloc(tokens, sizeof *ws->losses, err);
+  if (!ws->targets || !ws->losses) goto out;
+  status = ws->ops->alloc(carver.used * sizeof(float), (void **)&ws->arena, err);
+  if (status != STATUS_OK) goto out;
   carver = (struct carver){.base = ws->arena};
   carve_workspace(&carver, ws);
-  status = rope_table_init(&ws->rope, &config->rope, config->head_dim, positions, err);
+  status = make_rope(ws, &config->rope, &ws->rope, err);
   if (status == STATUS_OK && has_sliding_rope(config))
-    status =
-        rope_table_init(&ws->rope_sliding, &config->rope_sliding, config->head_dim, positions, err);
+    status = make_rope(ws, &config->rope_sliding, &ws->rope_sliding, err);
 out:
   if (status == STATUS_OK)
     *out = ws;
@@ -181,14 +210,15 @@ static void carve_teacher(struct carver *c, struct model_workspace *ws) {
   const struct model_config *config = &ws->model->config;
   ws->teacher = carve(c, shape_tokens(ws->most), config->hidden_size);
   ws->teacher_logits = carve(c, ws->chunk_rows, config->vocab_size);
-  ws->kl = carve(c, ws->chunk_rows, 1);
+  ws->kl = carve(c, shape_tokens(ws->most), 1);
 }
 
 enum status model_workspace_distill(struct model_workspace *ws, struct error *err) {
   struct carver carver = {0};
   INVARIANT(ws->train && !ws->teacher);
   carve_teacher(&carver, ws);
-  if (!(carver.base = mem_alloc(carver.used, sizeof(float), err))) return STATUS_FAILED;
+  enum status status = ws->ops->alloc(carver.used * sizeof(float), (void **)&carver.base, err);
+  if (status != STATUS_OK) return status;
   carver.used = 0;
   carve_teacher(&carver, ws); /* the first array is where the allocation begins */
   return STATUS_OK;
@@ -207,10 +237,12 @@ void model_workspace_set_precision(struct model_workspace *ws, enum precision pr
 
 void model_workspace_free(struct model_workspace *ws) {
   if (!ws) return;
-  mem_free(ws->teacher);
-  rope_table_release(&ws->rope);
-  rope_table_release(&ws->rope_sliding);
-  mem_free(ws->arena);
+  ws->ops->free(ws->teacher);
+  free_rope(ws, &ws->rope);
+  free_rope(ws, &ws->rope_sliding);
+  ws->ops->free(ws->arena);
+  mem_free(ws->targets);
+  mem_free(ws->losses);
   mem_free(ws->blocks);
   mem_free(ws->inputs);
   mem_free(ws);

@@ -1,8 +1,8 @@
-/* Soft-capped logits, in items of fixed size on all threads. */
+/* Soft-capped logits, in items of fixed size on all threads: see ops.h. */
 #include <math.h>
 
 #include "base/parallel.h"
-#include "model/internal.h"
+#include "kernel/ops.h"
 
 enum { ITEM_ELEMENTS = 1 << 14 };
 
