@@ -14,8 +14,7 @@
 #ifndef TSR_SPARSE_QUANT_H
 #define TSR_SPARSE_QUANT_H
 
-#include "sparse/mask.h"
-#include "tensor/dtype.h"
+#include "sparse/hybrid.h"
 
 enum quant_type { QUANT_I8, QUANT_I4 };
 enum { QUANT_GROUP = 32 }; /* columns that share a scale, unless a whole row does */
@@ -40,5 +39,62 @@ struct quant_matrix {
 static inline int64_t quant_groups(const struct quant_matrix *q) {
   return q->group ? (q->cols + q->group - 1) / q->group : 1;
 }
+static inline int quant_zero(enum quant_type type) { return type == QUANT_I4 ? 8 : 0; }
+/* Integer `index` of an array: what is stored, unsigned for int4. */
+static inline int quant_integer(enum quant_type type, const uint8_t *base, int64_t index) {
+  return type == QUANT_I8 ? (int8_t)base[index] : base[index / 2] >> index % 2 * 4 & 15;
+}
+/* Its tiles and codes as those of a hybrid matrix without weights, for hybrid.h's functions on
+ * them. tile_map stays NULL where all tiles are dense: quant_tile_dense asks for both. */
+static inline struct hybrid_matrix quant_tiles(const struct quant_matrix *q) {
+  return (struct hybrid_matrix){.rows = q->rows,
+                                .cols = q->cols,
+                                .tile_rows = q->tile_rows,
+                                .tile_cols = q->tile_cols,
+                                .tile_map = q->tile_map,
+                                .codes = q->codes,
+                                .tile_offset = q->tile_offset,
+                                .code_offset = q->code_offset};
+}
+static inline bool quant_tile_dense(const struct quant_matrix *q, int64_t tile) {
+  return !q->tile_map || q->tile_map[tile / 8] >> (tile % 8) & 1;
+}
+/* The tiles of a matrix without a mask: one, or as few as the limits of shapes allow, so that its
+ * integers lie row after row. */
+static inline void quant_whole_tile(int64_t rows, int64_t cols, int64_t *tile_rows,
+                                    int64_t *tile_cols) {
+  *tile_rows = rows < SPARSE_TILE_MAX ? rows : SPARSE_TILE_MAX;
+  *tile_cols = cols < SPARSE_TILE_MAX ? (cols + 3) / 4 * 4 : SPARSE_TILE_MAX;
+}
+
+/* Bytes of each array of a matrix whose shapes, type, group and tile map are set; checked
+ * arithmetic. STATUS_REFUSED for a shape or a group that cannot be. */
+struct quant_sizes {
+  size_t map_bytes, dense_bytes, values_bytes, codes_bytes;
+  int64_t scales; /* how many: of mins as many, where there are any */
+};
+enum status quant_measure(const struct quant_matrix *q, struct quant_sizes *out, struct error *err);
+/* Fills tile_offset and code_offset from the tile map. */
+enum status quant_index(struct quant_matrix *q, struct error *err);
+void quant_release(struct quant_matrix *q); /* the two owned arrays */
+
+/* Integers of columns [col, col + count) of row `row`, those of dropped weights QUANT_DROPPED: out
+ * (count). */
+enum { QUANT_DROPPED = INT16_MIN };
+void quant_integers(const struct quant_matrix *q, int64_t row, int64_t col, int64_t count,
+                    int16_t *out);
+/* The same columns as fp32, zeros for dropped weights: out (count). The reference that
+ * all products are held against. */
+void quant_columns(const struct quant_matrix *q, int64_t row, int64_t col, int64_t count,
+                   float *out);
+/* The whole row: out (cols). */
+static inline void quant_row(const struct quant_matrix *q, int64_t row, float *out) {
+  quant_columns(q, row, 0, q->cols, out);
+}
+/* Checks every code, that padding bits are zero, and that scales and mins are finite; says where
+ * the first bad one is. Needs quant_index. */
+enum status quant_check(const struct quant_matrix *q, const char *name, struct error *err);
+/* "int8", "int4": as `pack --dtype` has it. */
+const char *quant_type_name(enum quant_type type);
 
 #endif
