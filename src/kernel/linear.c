@@ -17,9 +17,10 @@ enum {
 };
 
 static struct product_operand weight_operand(const struct linear_weight *w, bool transposed) {
-  struct product_operand op = {.hybrid = w->hybrid, .strips = w->strips, .transposed = transposed};
-  op.plain.dtype = linear_dtype(w);
-  if (!w->hybrid && !w->strips) {
+  struct product_operand op = {
+      .hybrid = w->hybrid, .strips = w->strips, .quant = w->quant, .transposed = transposed};
+  op.plain.dtype = w->quant ? DTYPE_BF16 : linear_dtype(w);
+  if (!w->hybrid && !w->strips && !w->quant) {
     INVARIANT(dtype_is_native(w->dense.dtype));
     op.plain = (struct gemm_operand){w->dense.data, w->dense.dtype, w->dense.cols, transposed};
   }
@@ -105,7 +106,9 @@ static void multiply(enum precision precision, int64_t m, int64_t n, int64_t k,
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
                     int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
-  if (w->strips && tokens <= STRIP_TOKENS_MAX) {
+  if (w->quant && tokens <= STRIP_TOKENS_MAX) {
+    if (tokens > 0) quant_product(w->quant, x, tokens, y);
+  } else if (w->strips && tokens <= STRIP_TOKENS_MAX) {
     if (tokens > 0) strips_product(w->strips, x, tokens, precision, y);
   } else if (tokens <= SKINNY_TOKENS_MAX) {
     if (tokens > 0) forward_skinny(w, x, tokens, y);

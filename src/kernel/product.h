@@ -5,16 +5,19 @@
 #include "kernel/gemm.h"
 #include "kernel/precision.h"
 #include "sparse/hybrid.h"
+#include "sparse/quant_strips.h"
 #include "sparse/strips.h"
 
-/* A stored matrix: plain or hybrid, row-major, or strips. Row i of what is stored is fetched in
- * segments; the transposed flag only says which of its two sides is summed over. */
+/* A stored matrix: plain or hybrid, row-major, or strips of 16-bit or quantized weights. Row i of
+ * what is stored is fetched in segments; the transposed flag only says which of its two sides is
+ * summed over. */
 struct product_operand {
   struct gemm_operand plain;
   const struct hybrid_matrix *hybrid;
   bool transposed;
-  const struct strip_matrix *strips; /* both NULL: plain. Else plain.data is NULL and plain.dtype
-                                        that of the weights */
+  const struct strip_matrix *strips;
+  const struct quant_strips *quant; /* all three NULL: plain. Else plain.data is NULL and
+                                       plain.dtype that of the weights, bf16 for quantized ones */
 };
 
 /* Columns [col, col + count) of stored row `row` as fp32: a pointer into the operand when it is
@@ -40,5 +43,8 @@ void product_bf16(int64_t m, int64_t n, int64_t k, float alpha, const struct pro
  * PRECISION_BF16 x may be rounded, where that is faster. */
 void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens,
                     enum precision precision, float *y);
+
+/* The same for quantized weights, x rounded to int8 for each token and 32 columns. */
+void quant_product(const struct quant_strips *w, const float *x, int64_t tokens, float *y);
 
 #endif

@@ -113,11 +113,11 @@ static void pack_band(const struct packing *p, int64_t band) {
   const struct gemm_operand *plain = &p->op->plain;
   int64_t i = band * band_of(p), count = least(band_of(p), p->count - i), at = p->first + i;
   uint16_t *out = packed_at(p, i);
-  if (p->op->strips && p->along_k)
+  if ((p->op->strips || p->op->quant) && p->along_k)
     pack_strips_along(p, at, count, out);
   else if (p->op->hybrid && p->along_k)
     pack_hybrid_along(p, at, count, out);
-  else if (p->op->hybrid || p->op->strips)
+  else if (p->op->hybrid || p->op->strips || p->op->quant)
     pack_hybrid_across(p, at, count, out);
   else if (p->along_k)
     pack_along(p, plain->dtype, element(plain, at, p->k0), plain->ld, count, p->kc, out);

@@ -50,6 +50,10 @@ static void hybrid_segment(const struct hybrid_matrix *h, int64_t row, int64_t c
 
 const float *operand_segment(const struct product_operand *op, int64_t row, int64_t col,
                              int64_t count, float *buffer) {
+  if (op->quant) {
+    quant_strips_row(op->quant, row, col, count, buffer);
+    return buffer;
+  }
   if (op->strips) {
     strips_row(op->strips, row, col, count, buffer);
     return buffer;
@@ -67,11 +71,16 @@ const float *operand_segment(const struct product_operand *op, int64_t row, int6
 
 bool operand_panel(const struct product_operand *op, int64_t first, int64_t count, int64_t width,
                    int64_t k0, int64_t k, float *out) {
-  const struct strip_matrix *s = op->strips;
-  if (!s || first % STRIP_ROWS || width % STRIP_ROWS || k0 % STRIP_COLS) return false;
+  const int64_t chunk = op->quant ? QUANT_CHUNK_COLS : STRIP_COLS;
+  if (!op->strips && !op->quant) return false;
+  if (first % STRIP_ROWS || width % STRIP_ROWS || k0 % chunk) return false;
   for (int64_t r = 0; r < width; r += STRIP_ROWS)
-    if (r < count)
-      kernel_table()->strip_expand(s, (first + r) / STRIP_ROWS, k0 / STRIP_COLS, k, width, out + r);
+    if (r < count && op->quant)
+      kernel_table()->quant.expand(op->quant, (first + r) / STRIP_ROWS, k0 / chunk, k, width,
+                                   out + r);
+    else if (r < count)
+      kernel_table()->strip_expand(op->strips, (first + r) / STRIP_ROWS, k0 / chunk, k, width,
+                                   out + r);
     else
       for (int64_t i = 0; i < k; i++) memset(out + i * width + r, 0, STRIP_ROWS * sizeof(float));
   return true;

@@ -47,6 +47,14 @@ static bool amx_permitted(void) {
 #endif
 }
 
+static bool has_avx512vnni(void) {
+#if defined(TSR_HAVE_AVX512VNNI)
+  return __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 static bool has_avx512bf16(void) {
 #if defined(TSR_HAVE_AVX512BF16)
   return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
@@ -93,6 +101,9 @@ static void fill(void) {
 #if defined(__x86_64__)
     if (i >= ISA_AVX2) kernel_table_fill_avx2(&tables[i]);
     if (i >= ISA_AVX512) kernel_table_fill_avx512(&tables[i]);
+#if defined(TSR_HAVE_AVX512VNNI)
+    if (i >= ISA_AVX512 && has_avx512vnni()) kernel_table_fill_avx512vnni(&tables[i]);
+#endif
 #if defined(TSR_HAVE_AVX512BF16)
     if (i >= ISA_AVX512BF16) kernel_table_fill_avx512bf16(&tables[i]);
 #endif

@@ -4,8 +4,9 @@
  * it calls in its inner loops are these functions. All are serial and touch nothing but their
  * arguments. The table is filled with the plain reference (kernel/ref) and then overwritten by what
  * the processor can do (kernel/cpu), level by level: reference, avx2 (with FMA, F16C, BMI2), avx512
- * (F, BW, DQ, VL), avx512bf16 (with VNNI), amx (tiles of bf16 and int8); on AArch64 reference, neon
- * and neonbf16. TSR_ISA=NAME lowers the choice, never raises it. No alignment is required anywhere.
+ * (F, BW, DQ, VL; VNNI for quantized weights where it is), avx512bf16 (with VNNI), amx (tiles of
+ * bf16 and int8); on AArch64 reference, neon and neonbf16. TSR_ISA=NAME lowers the choice, never
+ * raises it. No alignment is required anywhere.
  */
 #ifndef TSR_KERNEL_SELECT_H
 #define TSR_KERNEL_SELECT_H
@@ -13,6 +14,7 @@
 #include "kernel/bf16_kernels.h"
 #include "kernel/kv_cache.h"
 #include "kernel/mask_kernels.h"
+#include "kernel/quant_kernels.h"
 #include "sparse/hybrid.h"
 #include "tensor/dtype.h"
 
@@ -76,6 +78,9 @@ struct kernel_table {
    * strip, expanded and transposed. */
   void (*strip_expand)(const struct strip_matrix *w, int64_t strip, int64_t chunk, int64_t cols,
                        int64_t width, float *out);
+
+  /* --- products of quantized strips --- */
+  struct quant_kernels quant;
 
   /* --- products of operands rounded to bf16 --- */
   struct bf16_kernels bf16;
@@ -145,6 +150,7 @@ bool kernel_table_use(const char *isa);
 void kernel_table_fill_reference(struct kernel_table *table);
 void kernel_table_fill_avx2(struct kernel_table *table);
 void kernel_table_fill_avx512(struct kernel_table *table);
+void kernel_table_fill_avx512vnni(struct kernel_table *table);
 void kernel_table_fill_avx512bf16(struct kernel_table *table);
 void kernel_table_fill_amx(struct kernel_table *table);
 void kernel_table_fill_neon(struct kernel_table *table);

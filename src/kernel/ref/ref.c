@@ -6,6 +6,7 @@ void kernel_table_fill_reference(struct kernel_table *table) {
   ref_fill_product(table);
   ref_fill_bf16(table);
   ref_fill_strips(table);
+  ref_fill_quant(table);
   ref_fill_row(table);
   ref_fill_distill(table);
   ref_fill_attention(table);

@@ -7,6 +7,7 @@
 void ref_fill_product(struct kernel_table *table);
 void ref_fill_bf16(struct kernel_table *table);
 void ref_fill_strips(struct kernel_table *table);
+void ref_fill_quant(struct kernel_table *table);
 void ref_fill_row(struct kernel_table *table);
 void ref_fill_distill(struct kernel_table *table);
 void ref_fill_attention(struct kernel_table *table);
