@@ -11,10 +11,10 @@ and may hold second.txt, another text that nothing was learned from. A line of P
   name | mode | tokens | seeds | options of tessera learn
 
 with seeds as 1-3 or 1,5. Mode `prune` makes a one-shot mask instead: options of tessera prune, with
-tokens to calibrate on. Mode `recover` tunes the kept weights under a mask: options of tessera
-recover; its figures are those of a model whose weights changed. In the options, @NAME is the mask
-of the row of that name (first seed), and @prior that of SparseGPT 2:4, which learning rows start
-from unless they have a --prior.
+tokens to calibrate on. Modes `refit` and `recover` change the kept weights under a mask: options of
+tessera refit and tessera recover; their figures are those of another model. In the options, @NAME
+is the mask of the row of that name (first seed), and @prior that of SparseGPT 2:4, which learning
+rows start from unless they have a --prior; `--model @NAME` recovers the model of a refit row.
 
 `distance` is log(perplexity / dense perplexity) over that of the greedy hybrid at 45 %.
 """
@@ -94,11 +94,8 @@ class Study:
                  for word in shlex.split(options)]
         if name == "dense":
             return None, {}
-        if mode == "recover":
-            out = os.path.join(self.work, "recovered")
-            report = self.tessera("recover", self.model, "--data", self.path("learn.jsonl"),
-                                  "--tokens", str(tokens), "--seed", str(seed), "--out", out, *words)
-            return out, report
+        if mode in ("refit", "recover"):
+            return self.change_weights(name, mode, tokens, seed, words)
         words += self.tile
         if mode == "prune":
             if "--from" not in words:
@@ -115,6 +112,23 @@ class Study:
                               str(seed), "--out", run, *words)
         shutil.copy(os.path.join(run, "mask.safetensors"), mask)
         return mask, report
+
+    def change_weights(self, name, mode, tokens, seed, words):
+        """The directory of a model whose kept weights were changed; what tessera reported."""
+        model, text, count = self.model, "--data", "--tokens"
+        if "--model" in words:
+            at = words.index("--model")
+            model = words[at + 1].replace(".mask", ".refit")
+            del words[at:at + 2]
+        out = os.path.join(self.work, "recovered")
+        if mode == "refit":
+            text, count, out = "--calib", "--calib-tokens", self.refit_of(name, seed)
+        report = self.tessera(mode, model, text, self.path("learn.jsonl"), count, str(tokens),
+                              "--seed", str(seed), "--out", out, *words)
+        return out, report
+
+    def refit_of(self, name, seed=1):
+        return os.path.join(self.work, f"{name}-{seed}.refit")
 
     def measure(self, result, text, *more):
         """Of a mask, of a directory with a model of its own, or of the dense model."""
@@ -175,8 +189,9 @@ class Study:
         done = {(row["name"], row["mode"], int(row["tokens"]), int(row["seed"]), row["options"])
                 for row in self.rows()}
         for key in read_plan(BASELINES + text):
-            if key not in done or (key[0] != "dense" and key[1] == "prune"
-                                   and not os.path.exists(self.mask_of(key[0], key[3]))):
+            missing = {"prune": self.mask_of, "refit": self.refit_of}.get(key[1])
+            if key not in done or (missing and key[0] != "dense"
+                                   and not os.path.exists(missing(key[0], key[3]))):
                 return key
         return None
 

@@ -8,6 +8,7 @@ extern const struct command command_inspect;
 extern const struct command command_tokenize;
 extern const struct command command_prune;
 extern const struct command command_learn;
+extern const struct command command_refit;
 extern const struct command command_recover;
 extern const struct command command_pack;
 extern const struct command command_export;

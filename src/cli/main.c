@@ -12,7 +12,7 @@
 /* clang-format off */
 static const struct command *const commands[] = {
     &command_inspect, &command_tokenize, &command_prune, &command_learn,
-    &command_recover, &command_pack,     &command_export, &command_eval,
+    &command_refit, &command_recover, &command_pack,     &command_export, &command_eval,
     &command_generate, &command_bench,   &command_verify, &command_report,
     NULL,
 };

@@ -13,18 +13,11 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "prune/inputs.h"
 #include "prune/moments.h"
 #include "prune/scored.h"
 #include "prune/sparsegpt.h"
 #include "sparse/project.h"
-
-/* The inputs of a block's linears: some share one. */
-enum block_input { INPUT_QKV, INPUT_O, INPUT_MLP, INPUT_DOWN, BLOCK_INPUTS };
-static const enum block_input role_input[SITE_ROLES] = {
-    [SITE_Q] = INPUT_QKV,    [SITE_K] = INPUT_QKV,  [SITE_V] = INPUT_QKV,    [SITE_O] = INPUT_O,
-    [SITE_GATE] = INPUT_MLP, [SITE_UP] = INPUT_MLP, [SITE_DOWN] = INPUT_DOWN};
-/* The first role that sees an input: its call is the one that counts. */
-static const enum site_role input_leader[BLOCK_INPUTS] = {SITE_Q, SITE_O, SITE_GATE, SITE_DOWN};
 
 enum { BATCH_TOKENS = 2048 };
 
