@@ -59,7 +59,7 @@ return STATUS_USAGE;
 static enum status load_masks(const struct settings *s, const struct model *model,
                               struct mask_set *out, struct error *err) {
   if (!s->mask)
-    return s->target == TO_MASK_NPZ ? inspect_masks(model, s->tile, out, err) : STATUS_OK;
+    return s->target == TO_MASK_NPZ ? inspect_masks(model, s->tile, false, out, err) : STATUS_OK;
   enum status status = mask_load(out, s->mask, err);
   return status ? status : weights_check_masks(model, out, err);
 }

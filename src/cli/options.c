@@ -322,6 +322,7 @@ void options_help(const struct command *command) {
   printf("\noptions:\n");
   for (const struct option *o = command->options; o->name; o++) {
     char text[1024];
+    if (!o->help) continue;
     const char *argument = o->argument ? o->argument : o->kind == OPTION_CHOICE ? "NAME" : "";
     int column = printf("  --%s%s%s", o->name, *argument ? " " : "", argument);
     if (column >= HELP_COLUMN) column = (putchar('\n'), 0);
@@ -370,7 +371,8 @@ static json_t *option_json(const struct option *o, const void *target) {
 json_t *options_record(const struct command *command, const void *settings) {
   json_t *record = json_object();
   for (const struct option *o = command->options; o->name; o++)
-    json_object_set_new(record, o->name, option_json(o, (const char *)settings + o->offset));
+    if (o->help)
+      json_object_set_new(record, o->name, option_json(o, (const char *)settings + o->offset));
   return record;
 }
 

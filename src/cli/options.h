@@ -39,7 +39,7 @@ struct option {
   double least, most;   /* inclusive range for numbers; both 0 = any */
   const char *choices;  /* "2:4|n:m": alternatives of a CHOICE */
   const char *argument; /* shown in help: "FILE", "N" */
-  const char *help;
+  const char *help;     /* NULL: an older name for the option after it, not shown */
 };
 
 struct command {

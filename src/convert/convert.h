@@ -8,11 +8,26 @@
 #define TSR_CONVERT_CONVERT_H
 
 #include "model/model.h"
+#include "sparse/quantize.h"
 
 /* A packed directory (docs/FORMAT.md) of element type bf16, f16 or f32. The masks must be hybrid:
  * STATUS_REFUSED names the first that is not. */
 enum status convert_pack(const struct model *model, const struct mask_set *masks, const char *out,
                          enum dtype dtype, bool replace, struct error *err);
+
+/* A packed directory of version 2: every matrix quantized, linears as `form` says, embeddings and a
+ * head of their own to int8 in groups of 32; vectors as f32. Linears without a mask, and all
+ * without `masks`, are dense. Blocks of the source whose integers are of the wanted form (or for
+ * embeddings of any that is kept) are taken over as they are; with `blocks_mins`, form.mins is what
+ * linears of other types get, and those of blocks have minimums when their blocks do. */
+struct pack_quant_settings {
+  struct quant_form form;
+  bool blocks_mins;
+  bool replace;
+};
+enum status convert_pack_quant(const struct model *model, const struct mask_set *masks,
+                               const char *out, const struct pack_quant_settings *settings,
+                               struct error *err);
 
 /* A Hugging Face directory with zeros where masks drop weights; transformers loads it as it is. */
 enum status convert_to_hf(const struct model *model, const struct mask_set *masks, const char *out,

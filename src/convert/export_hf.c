@@ -41,6 +41,13 @@ static enum status write_directory(const struct model *model, const struct mask_
                 "Weights pruned with tessera: %.4f of the weights of the linear layers are kept, "
                 "the others are stored as zeros.\n",
                 weights_density(model, masks));
+  const struct quant_matrix *integers = model_site(model, 0)->weight.integers;
+  if (integers)
+    strbuf_printf(
+        &text,
+        "They had been quantized to %s before: these are the quantized values, rounded to "
+        "%s.\n",
+        quant_type_name(integers->type), dtype_traits(dtype)->name);
   if (note) strbuf_printf(&text, "%s\n", note);
   enum status status = write_weights(model, masks, dtype, directory, err);
   if (!status) status = directory_write(model, config, strbuf_text(&text), directory, err);

@@ -65,6 +65,17 @@ static void read_packed(const struct hybrid_matrix *h, struct inspected_linear *
   snprintf(out->pattern, sizeof out->pattern, "%s", pattern);
 }
 
+/* A quantized linear without a mask has no tiles, but is known to be dense. */
+static void read_integers(const struct quant_matrix *q, struct inspected_linear *out) {
+  const struct hybrid_matrix tiles = quant_tiles(q);
+  if (q->tile_map) {
+    read_packed(&tiles, out);
+    return;
+  }
+  strcpy(out->pattern, "dense");
+  out->kept = q->rows * q->cols;
+}
+
 static enum status scan_linear(const struct model *model, int site, int64_t tile,
                                struct inspected_linear *out, struct error *err) {
   struct mask_matrix bits;
@@ -74,7 +85,8 @@ static enum status scan_linear(const struct model *model, int site, int64_t tile
   detect_zeros(&bits, tile, tile, &found);
   mask_matrix_free(&bits);
   out->nonzero = found.nonzero;
-  if (model_site(model, site)->weight.hybrid) return STATUS_OK; /* its tile map is known */
+  const struct linear_weight *w = &model_site(model, site)->weight;
+  if (w->hybrid || w->integers) return STATUS_OK; /* its tile map is known */
   const bool tiled = found.pattern == ZEROS_2_4 || found.pattern == ZEROS_HYBRID;
   zero_pattern_name(&found, out->pattern);
   out->kept = found.kept;
@@ -96,6 +108,7 @@ static enum status inspect_linear(const struct model *model, int site, bool scan
                                    .kept = -1,
                                    .nonzero = -1};
   if (s->weight.hybrid) read_packed(s->weight.hybrid, out);
+  if (s->weight.integers) read_integers(s->weight.integers, out);
   return scan ? scan_linear(model, site, tile, out, err) : STATUS_OK;
 }
 
@@ -162,9 +175,13 @@ static enum status site_mask(const struct model *model, int site, int64_t tile,
   const struct linear_site *s = model_site(model, site);
   struct mask_matrix bits;
   enum status status;
-  if (s->weight.hybrid) {
-    status = hybrid_check(s->weight.hybrid, s->name, err);
-    return status ? status : hybrid_mask(s->weight.hybrid, s->name, out, err);
+  const struct hybrid_matrix *h = s->weight.hybrid;
+  const struct hybrid_matrix tiles =
+      s->weight.integers ? quant_tiles(s->weight.integers) : (struct hybrid_matrix){0};
+  if (tiles.tile_map) h = &tiles;
+  if (h) {
+    status = hybrid_check(h, s->name, err);
+    return status ? status : hybrid_mask(h, s->name, out, err);
   }
   status = inspect_nonzero(model, site, &bits, err);
   if (status) return status;
@@ -173,19 +190,20 @@ static enum status site_mask(const struct model *model, int site, int64_t tile,
   return status;
 }
 
-enum status inspect_masks(const struct model *model, int64_t tile, struct mask_set *out,
-                          struct error *err) {
+enum status inspect_masks(const struct model *model, int64_t tile, bool may_be_none,
+                          struct mask_set *out, struct error *err) {
   enum status status = STATUS_OK;
   *out = (struct mask_set){0};
   for (int i = 0; i < model_site_count(model) && !status; i++) {
     struct mask_matrix m = {0};
     status = interrupt_check(err);
     if (!status) status = site_mask(model, i, tile, &m, err);
-    const bool keep = model_site(model, i)->weight.hybrid || (!status && has_sparse_tile(&m));
+    const bool packed = linear_is_hybrid(&model_site(model, i)->weight);
+    const bool keep = packed || (!status && has_sparse_tile(&m));
     if (!status && keep) status = mask_set_add(out, &m, err);
     mask_matrix_free(&m);
   }
-  if (!status && !out->count)
+  if (!status && !out->count && !may_be_none)
     status = error_set(err, STATUS_REFUSED,
                        "no linear of %s has a 2:4 tile of %lld x %lld; give --mask, or another "
                        "--tile",

@@ -33,8 +33,8 @@ enum status inspect_nonzero(const struct model *model, int site, struct mask_mat
 
 /* The masks that a model's weights speak of: of packed linears their own, of others those that
  * their zeros fit in tiles of `tile` x `tile`. Linears without a 2:4 tile get none; STATUS_REFUSED
- * when that is all of them. */
-enum status inspect_masks(const struct model *model, int64_t tile, struct mask_set *out,
-                          struct error *err);
+ * when that is all of them, unless there may be none. */
+enum status inspect_masks(const struct model *model, int64_t tile, bool may_be_none,
+                          struct mask_set *out, struct error *err);
 
 #endif

@@ -82,11 +82,6 @@ static enum status linear_init(struct packed_linear *p, const struct packing *k,
                               .mask = mask,
                               .dtype = k->dtype,
                               .layout = {mask->rows, mask->cols, mask->tile_rows, mask->tile_cols}};
-  if (mask->kind != MASK_HYBRID)
-    return error_set(err, STATUS_REFUSED,
-                     "the mask of %s is an n:m or unstructured bit mask; only 2:4 and hybrid masks "
-                     "can be packed, and `tessera export` writes any as zeros",
-                     mask->name);
   p->tile_map = mem_alloc((size_t)(mask_tile_count(mask) + 7) / 8, 1, err);
   if (!p->tile_map) return STATUS_FAILED;
   hybrid_pack(mask, NULL, k->dtype, p->tile_map, NULL, NULL, NULL);
@@ -200,6 +195,7 @@ enum status convert_pack(const struct model *model, const struct mask_set *masks
   struct dir_writer writer;
   INVARIANT(dtype_is_native(dtype));
   enum status status = weights_check_masks(model, masks, err);
+  if (!status) status = weights_check_hybrid(masks, err);
   if (status) return status;
   status = STATUS_FAILED;
   k.linears = mem_alloc(masks->count, sizeof *k.linears, err);

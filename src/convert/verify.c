@@ -147,12 +147,36 @@ static enum status compare_tensor(struct comparison *c, struct verification *out
   return status;
 }
 
+/* A quantized matrix against one that is not: quantized in the same way it has the same weights. */
+static enum status compare_quantized(const struct comparison *c, const struct quant_matrix *q,
+                                     struct verification *out, struct error *err) {
+  const struct quant_form form = {q->type, q->group, q->mins != NULL};
+  struct quant_owned made;
+  float *rows = mem_alloc((size_t)q->cols, 2 * sizeof *rows, err);
+  enum status status = rows ? STATUS_OK : STATUS_FAILED;
+  if (!status) status = weights_quantize(&made, c->against, c->other, &form, c->mask, err);
+  for (int64_t r = 0; r < q->rows && !status; r++) {
+    quant_row(q, r, rows);
+    quant_row(&made.matrix, r, rows + q->cols);
+    if (memcmp(rows, rows + q->cols, (size_t)q->cols * sizeof *rows) != 0)
+      status =
+          error_set(err, STATUS_REFUSED, "%s: row %lld is not what quantizing that of %s gives",
+                    model_tensor(c->model, c->tensor)->name, (long long)r, model_path(c->against));
+  }
+  if (rows && !status) out->compared += c->mask ? mask_kept(c->mask) : q->rows * q->cols;
+  if (rows) quant_owned_free(&made);
+  mem_free(rows);
+  return status;
+}
+
 static enum status compare_models(const struct model *model, const struct model *against,
                                   struct verification *out, struct error *err) {
   enum status status = STATUS_OK;
   for (int i = 0; i < model_tensor_count(model) && !status; i++) {
     const struct model_tensor *t = model_tensor(model, i);
     const struct hybrid_matrix *h = t->site < 0 ? NULL : model_site(model, t->site)->weight.hybrid;
+    const struct hybrid_matrix tiles = t->quant ? quant_tiles(t->quant) : (struct hybrid_matrix){0};
+    if (tiles.tile_map) h = &tiles;
     struct mask_matrix mask = {0};
     struct comparison c = {.model = model,
                            .against = against,
@@ -166,7 +190,10 @@ static enum status compare_models(const struct model *model, const struct model 
     status = interrupt_check(err);
     if (!status && h) status = hybrid_mask(h, t->name, &mask, err);
     if (h) c.mask = &mask;
-    if (!status) status = compare_tensor(&c, out, err);
+    if (!status && t->quant && !o->quant)
+      status = compare_quantized(&c, t->quant, out, err);
+    else if (!status)
+      status = compare_tensor(&c, out, err);
     mask_matrix_free(&mask);
   }
   return status;
@@ -213,6 +240,12 @@ static enum status check_packed(const struct model *model, struct verification *
     if (!site->weight.hybrid) continue;
     out->matrices++;
     status = hybrid_check(site->weight.hybrid, site->name, err);
+  }
+  for (int i = 0; i < model_tensor_count(model) && !status; i++) {
+    const struct model_tensor *t = model_tensor(model, i);
+    if (!t->quant) continue;
+    out->matrices++;
+    status = quant_check(t->quant, t->name, err);
   }
   return status;
 }

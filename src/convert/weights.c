@@ -92,6 +92,36 @@ struct tensor_source weight_source(struct weight_stream *stream, const char *nam
                                 .ctx = stream};
 }
 
+/* --- quantized --- */
+
+struct tensor_rows {
+  const struct model *model;
+  int tensor;
+};
+
+static void row_of_tensor(void *ctx, int64_t row, float *out) {
+  const struct tensor_rows *t = ctx;
+  model_tensor_expand(t->model, t->tensor, row, 1, out);
+}
+
+static const void *blocks_of_tensor(void *ctx, int64_t row) {
+  const struct tensor_rows *t = ctx;
+  return model_tensor_blocks(t->model, t->tensor, row);
+}
+
+enum status weights_quantize(struct quant_owned *out, const struct model *model, int tensor,
+                             const struct quant_form *form, const struct mask_matrix *mask,
+                             struct error *err) {
+  const struct model_tensor *t = model_tensor(model, tensor);
+  struct tensor_rows rows = {model, tensor};
+  struct quant_source source = {.ctx = &rows, .row = row_of_tensor, .dtype = t->dtype};
+  struct quant_form of_blocks;
+  if (!t->quant && quant_form_of_blocks(t->dtype, &of_blocks) && of_blocks.type == form->type &&
+      of_blocks.group == form->group && of_blocks.mins == form->mins)
+    source.blocks = blocks_of_tensor;
+  return quant_make(out, form, mask, t->shape[0], t->shape[1], &source, t->name, err);
+}
+
 /* --- all of them --- */
 
 static const struct linear_site *site_named(const struct model *model, const char *name) {
@@ -108,7 +138,7 @@ static enum status check_mask(const struct model *model, const struct mask_matri
                      "the mask names %s, which is no prunable weight of %s; was it made for "
                      "another model?",
                      mask->name, model_path(model));
-  if (site->weight.hybrid)
+  if (site->weight.hybrid || site->weight.integers)
     return error_set(err, STATUS_REFUSED,
                      "%s of %s is packed already; masks apply to the dense model", mask->name,
                      model_path(model));
@@ -127,6 +157,16 @@ enum status weights_check_masks(const struct model *model, const struct mask_set
   for (size_t i = 0; masks && i < masks->count && !status; i++)
     status = check_mask(model, &masks->items[i], err);
   return status;
+}
+
+enum status weights_check_hybrid(const struct mask_set *masks, struct error *err) {
+  for (size_t i = 0; masks && i < masks->count; i++)
+    if (masks->items[i].kind != MASK_HYBRID)
+      return error_set(err, STATUS_REFUSED,
+                       "the mask of %s is an n:m or unstructured bit mask; only 2:4 and hybrid "
+                       "masks can be packed, and `tessera export` writes any as zeros",
+                       masks->items[i].name);
+  return STATUS_OK;
 }
 
 double weights_density(const struct model *model, const struct mask_set *masks) {

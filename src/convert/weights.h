@@ -5,6 +5,7 @@
 
 #include "io/safetensors.h"
 #include "model/model.h"
+#include "sparse/quantize.h"
 
 struct weight_stream {
   const struct model *model;
@@ -22,8 +23,15 @@ struct tensor_source weight_source(struct weight_stream *stream, const char *nam
  * packed already. */
 enum status weights_check_masks(const struct model *model, const struct mask_set *masks,
                                 struct error *err);
+/* STATUS_REFUSED for a mask that cannot be packed in tiles, naming it. */
+enum status weights_check_hybrid(const struct mask_set *masks, struct error *err);
 /* Share of kept positions over all prunable weights of the model under the masks (or NULL). */
 double weights_density(const struct model *model, const struct mask_set *masks);
+/* A tensor quantized. Where it is stored in blocks whose integers are of this form they are taken
+ * over as they are. */
+enum status weights_quantize(struct quant_owned *out, const struct model *model, int tensor,
+                             const struct quant_form *form, const struct mask_matrix *mask,
+                             struct error *err);
 /* f32, f16 or bf16 when every matrix of the model is stored as that, else bf16. */
 enum dtype weights_natural_dtype(const struct model *model);
 /* "float32", "float16", "bfloat16": as PyTorch says it. */

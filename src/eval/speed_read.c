@@ -6,7 +6,7 @@
 #include "base/mem.h"
 #include "base/parallel.h"
 
-enum { SPANS_PER_WEIGHT = 3, PIECE_BYTES = 1 << 20 };
+enum { SPANS_PER_WEIGHT = 5, PIECE_BYTES = 1 << 20 };
 
 static void add_span(struct weight_spans *s, const void *data, size_t bytes) {
   s->items[s->count++] = (struct weight_span){data, bytes};
@@ -19,12 +19,27 @@ static size_t elements_bytes(enum dtype dtype, int64_t count) {
   return bytes;
 }
 
+static void add_integers(struct weight_spans *s, const struct quant_matrix *q) {
+  struct quant_sizes sizes;
+  INVARIANT(!quant_measure(q, &sizes, NULL));
+  const size_t scale_bytes = (size_t)sizes.scales * (q->group ? 2 : 4);
+  add_span(s, q->dense, sizes.dense_bytes);
+  add_span(s, q->values, sizes.values_bytes);
+  add_span(s, q->codes, sizes.codes_bytes);
+  add_span(s, q->group ? (const void *)q->scales : q->row_scales, scale_bytes);
+  add_span(s, q->mins, q->mins ? scale_bytes : 0);
+}
+
 static void add_weight(struct weight_spans *s, const struct linear_weight *w) {
   if (w->strips) {
     add_span(s, w->strips->data, w->strips->stored_bytes);
     return;
   }
   const struct hybrid_matrix *h = w->hybrid;
+  if (w->integers) {
+    add_integers(s, w->integers);
+    return;
+  }
   if (!h) {
     add_span(s, w->dense.data, elements_bytes(w->dense.dtype, w->dense.rows * w->dense.cols));
     return;

@@ -81,7 +81,7 @@ void gguf_set_f32s(struct gguf_builder *b, const char *key, const float *items, 
 /* Copies a value of another file as it is; general.alignment is left out, for it speaks of that
  * file's layout. */
 void gguf_set_copy(struct gguf_builder *b, const struct gguf_value *value);
-/* dtype: f32, f16, bf16, q8_0. Shapes in PyTorch order. */
+/* dtype: f32, f16, bf16, q8_0, q5_0, q4_0, q4_1, q4_k, q6_k. Shapes in PyTorch order. */
 enum status gguf_write(struct gguf_builder *b, const char *path,
                        const struct tensor_source *tensors, size_t count, struct error *err);
 

@@ -47,8 +47,18 @@ int gguf_tensor_type_number(enum dtype dtype) {
       return 0;
     case DTYPE_F16:
       return 1;
+    case DTYPE_Q4_0:
+      return 2;
+    case DTYPE_Q4_1:
+      return 3;
+    case DTYPE_Q5_0:
+      return 6;
     case DTYPE_Q8_0:
       return 8;
+    case DTYPE_Q4_K:
+      return 12;
+    case DTYPE_Q6_K:
+      return 14;
     case DTYPE_BF16:
       return 30;
     default:

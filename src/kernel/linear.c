@@ -17,11 +17,14 @@ enum {
 };
 
 static struct product_operand weight_operand(const struct linear_weight *w, bool transposed) {
-  struct product_operand op = {
-      .hybrid = w->hybrid, .strips = w->strips, .quant = w->quant, .transposed = transposed};
+  struct product_operand op = {.hybrid = w->hybrid,
+                               .strips = w->strips,
+                               .quant = w->quant,
+                               .integers = w->integers,
+                               .transposed = transposed};
   op.plain.dtype = w->quant ? DTYPE_BF16 : linear_dtype(w);
-  if (!w->hybrid && !w->strips && !w->quant) {
-    INVARIANT(dtype_is_native(w->dense.dtype));
+  if (!w->hybrid && !w->strips && !w->quant && !w->integers) {
+    INVARIANT(dtype_is_float(w->dense.dtype));
     op.plain = (struct gemm_operand){w->dense.data, w->dense.dtype, w->dense.cols, transposed};
   }
   return op;
@@ -103,6 +106,11 @@ static void multiply(enum precision precision, int64_t m, int64_t n, int64_t k,
     product(m, n, k, 1.0f, a, b, add, c, n);
 }
 
+/* Stored as integers: no kernel reads rows of it directly. */
+static bool is_stored_integers(const struct linear_weight *w) {
+  return !w->strips && !w->hybrid && !w->quant && (w->integers || !dtype_is_native(w->dense.dtype));
+}
+
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
                     int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
@@ -110,7 +118,7 @@ void linear_forward(const struct linear_weight *w, const float *bias, const floa
     if (tokens > 0) quant_product(w->quant, x, tokens, y);
   } else if (w->strips && tokens <= STRIP_TOKENS_MAX) {
     if (tokens > 0) strips_product(w->strips, x, tokens, precision, y);
-  } else if (tokens <= SKINNY_TOKENS_MAX) {
+  } else if (tokens <= SKINNY_TOKENS_MAX && !is_stored_integers(w)) {
     if (tokens > 0) forward_skinny(w, x, tokens, y);
   } else {
     struct product_operand a = float_operand(x, cols, false), b = weight_operand(w, true);
@@ -131,6 +139,12 @@ void linear_backward_weight(const float *dy, const float *x, int64_t tokens, int
                             int64_t cols, enum precision precision, float *dw, bool accumulate) {
   struct product_operand a = float_operand(dy, rows, true), b = float_operand(x, cols, false);
   multiply(precision, rows, cols, tokens, &a, &b, accumulate, dw);
+}
+
+const char *linear_type_name(const struct linear_weight *w) {
+  if (w->quant) return quant_type_name(w->quant->type);
+  if (w->integers) return quant_type_name(w->integers->type);
+  return dtype_traits(linear_dtype(w))->name;
 }
 
 void linear_row(const struct linear_weight *w, int64_t row, float *out) {

@@ -3,54 +3,65 @@
  * W is (rows = out features, cols = in features). A weight is dense (f32, f16 or bf16 elements, in
  * memory or mapped), hybrid (sparse/hybrid.h: tiles that are dense or 2:4, as they lie in files),
  * either of them in the order that decoding reads fastest (sparse/strips.h), or quantized to int8
- * or int4 in such an order (sparse/quant_strips.h). All products
+ * or int4 in such an order (sparse/quant_strips.h). Integers as they lie in files (sparse/quant.h,
+ * and dense elements of ggml's block types) are right here but slow: the blocked product expands
+ * them piece by piece, however few the tokens. All products
  * accumulate in fp32 over k in a fixed order that depends on the shapes alone, so that the bits do
  * not depend on the number of threads.
  * With PRECISION_BF16 the two operands are rounded to bf16 first; a forward product of few tokens,
  * which is bound by reading W, takes them as they are in either case.
  *
- * Quantized weights: w is scale * integer + minimum, and a forward product of up to 64 tokens
- * rounds x to int8, whatever the precision: for each token and 32 columns to the nearest multiple
- * of the largest magnitude over 127. Sums over these 32 are exact; so y differs from the product
- * with x as it is by at most the sum over columns of |w| * largest / 254. Other products expand the
- * weights to fp32 (PRECISION_FP32: exactly) and take x as it is. */
+ * Quantized weights in strips: w is scale * integer + minimum, and a forward product of up to 64
+ * tokens rounds x to int8, whatever the precision: for each token and 32 columns to the nearest
+ * multiple of the largest magnitude over 127. Sums over these 32 are exact; so y differs from the
+ * product with x as it is by at most the sum over columns of |w| * largest / 254. Other products
+ * expand the weights to fp32 (PRECISION_FP32: exactly) and take x as it is. */
 #ifndef TSR_KERNEL_LINEAR_H
 #define TSR_KERNEL_LINEAR_H
 
 #include "kernel/precision.h"
 #include "sparse/hybrid.h"
+#include "sparse/quant.h"
 #include "sparse/quant_strips.h"
 #include "sparse/strips.h"
 #include "tensor/dtype.h"
 
 struct linear_weight {
-  struct matrix_view dense;           /* used when the others are NULL */
-  const struct hybrid_matrix *hybrid; /* not owned; used when strips is NULL */
-  const struct strip_matrix *strips;  /* not owned */
-  const struct quant_strips *quant;   /* not owned; the others are NULL */
+  struct matrix_view dense;            /* used when the others are NULL */
+  const struct hybrid_matrix *hybrid;  /* not owned; used when strips is NULL */
+  const struct strip_matrix *strips;   /* not owned */
+  const struct quant_strips *quant;    /* not owned; the others are NULL */
+  const struct quant_matrix *integers; /* not owned; likewise */
 };
 
 static inline int64_t linear_rows(const struct linear_weight *w) {
-  return w->quant    ? w->quant->rows
-         : w->strips ? w->strips->rows
-         : w->hybrid ? w->hybrid->rows
-                     : w->dense.rows;
+  return w->quant      ? w->quant->rows
+         : w->integers ? w->integers->rows
+         : w->strips   ? w->strips->rows
+         : w->hybrid   ? w->hybrid->rows
+                       : w->dense.rows;
 }
 static inline int64_t linear_cols(const struct linear_weight *w) {
-  return w->quant    ? w->quant->cols
-         : w->strips ? w->strips->cols
-         : w->hybrid ? w->hybrid->cols
-                     : w->dense.cols;
+  return w->quant      ? w->quant->cols
+         : w->integers ? w->integers->cols
+         : w->strips   ? w->strips->cols
+         : w->hybrid   ? w->hybrid->cols
+                       : w->dense.cols;
 }
 /* int8 is DTYPE_I8, int4 DTYPE_U8: bytes of two nibbles. */
 static inline enum dtype linear_dtype(const struct linear_weight *w) {
   if (w->quant) return w->quant->type == QUANT_I8 ? DTYPE_I8 : DTYPE_U8;
+  if (w->integers) return w->integers->type == QUANT_I8 ? DTYPE_I8 : DTYPE_U8;
   return w->strips ? w->strips->dtype : w->hybrid ? w->hybrid->dtype : w->dense.dtype;
 }
 /* Whether some of its tiles may be 2:4. */
 static inline bool linear_is_hybrid(const struct linear_weight *w) {
-  return w->quant ? w->quant->sparse : w->strips ? w->strips->sparse : w->hybrid != NULL;
+  if (w->quant) return w->quant->sparse;
+  if (w->integers) return w->integers->tile_map != NULL;
+  return w->strips ? w->strips->sparse : w->hybrid != NULL;
 }
+/* "bf16", "int4", "q4_1": what its weights are. */
+const char *linear_type_name(const struct linear_weight *w);
 
 /* y = x W^T (+ bias).  x (tokens, cols), y (tokens, rows), bias (rows) or NULL. All fp32, dense
  * row-major. y must not overlap x. */

@@ -5,10 +5,12 @@
 #include "kernel/gemm.h"
 #include "kernel/precision.h"
 #include "sparse/hybrid.h"
+#include "sparse/quant.h"
 #include "sparse/quant_strips.h"
 #include "sparse/strips.h"
 
-/* A stored matrix: plain or hybrid, row-major, or strips of 16-bit or quantized weights. Row i of
+/* A stored matrix: plain (of a block type, too), hybrid, or integers, all row-major, or strips of
+ * 16-bit or quantized weights. Row i of
  * what is stored is fetched in segments; the transposed flag only says which of its two sides is
  * summed over. */
 struct product_operand {
@@ -16,9 +18,14 @@ struct product_operand {
   const struct hybrid_matrix *hybrid;
   bool transposed;
   const struct strip_matrix *strips;
-  const struct quant_strips *quant; /* all three NULL: plain. Else plain.data is NULL and
-                                       plain.dtype that of the weights, bf16 for quantized ones */
+  const struct quant_strips *quant;
+  const struct quant_matrix *integers; /* all four NULL: plain. Else plain.data is NULL and
+                                          plain.dtype that of the weights, bf16 for quant */
 };
+/* Whether its rows are not there element by element: operand_segment alone can read them. */
+static inline bool operand_is_coded(const struct product_operand *op) {
+  return op->hybrid || op->integers || !dtype_is_native(op->plain.dtype);
+}
 
 /* Columns [col, col + count) of stored row `row` as fp32: a pointer into the operand when it is
  * fp32, else `buffer` (count), filled. */

@@ -115,9 +115,9 @@ static void pack_band(const struct packing *p, int64_t band) {
   uint16_t *out = packed_at(p, i);
   if ((p->op->strips || p->op->quant) && p->along_k)
     pack_strips_along(p, at, count, out);
-  else if (p->op->hybrid && p->along_k)
+  else if (operand_is_coded(p->op) && p->along_k)
     pack_hybrid_along(p, at, count, out);
-  else if (p->op->hybrid || p->op->strips || p->op->quant)
+  else if (operand_is_coded(p->op) || p->op->strips || p->op->quant)
     pack_hybrid_across(p, at, count, out);
   else if (p->along_k)
     pack_along(p, plain->dtype, element(plain, at, p->k0), plain->ld, count, p->kc, out);

@@ -1,8 +1,9 @@
 /* Pieces of a stored row as fp32, whatever the matrix is stored as: what packing reads. */
+#include "base/error.h"
 #include "kernel/product.h"
 #include "kernel/select.h"
 
-enum { GROUP = 4 };
+enum { GROUP = 4, BLOCK_MOST = 256 };
 
 static const void *element(const void *base, enum dtype dtype, int64_t index) {
   return (const char *)base + index * (dtype == DTYPE_F32 ? 4 : 2);
@@ -48,6 +49,25 @@ static void hybrid_segment(const struct hybrid_matrix *h, int64_t row, int64_t c
   }
 }
 
+/* Whole blocks around the columns are expanded; those at the ends on the side. */
+static void block_segment(const struct gemm_operand *plain, int64_t row, int64_t col, int64_t count,
+                          float *out) {
+  const struct dtype_traits *t = dtype_traits(plain->dtype);
+  const int64_t length = t->block_length, end = col + count;
+  const uint8_t *blocks =
+      (const uint8_t *)plain->data + row * (plain->ld / length) * (int64_t)t->block_bytes;
+  float block[BLOCK_MOST];
+  INVARIANT(length <= BLOCK_MOST);
+  for (int64_t at = col; at < end;) {
+    const int64_t inner = at % length, left = length - inner < end - at ? length - inner : end - at;
+    const bool whole = left == length;
+    dtype_to_f32(plain->dtype, blocks + at / length * t->block_bytes, length, whole ? out : block);
+    if (!whole) memcpy(out, block + inner, (size_t)left * sizeof *out);
+    at += left;
+    out += left;
+  }
+}
+
 const float *operand_segment(const struct product_operand *op, int64_t row, int64_t col,
                              int64_t count, float *buffer) {
   if (op->quant) {
@@ -62,7 +82,15 @@ const float *operand_segment(const struct product_operand *op, int64_t row, int6
     hybrid_segment(op->hybrid, row, col, count, buffer);
     return buffer;
   }
+  if (op->integers) {
+    quant_columns(op->integers, row, col, count, buffer);
+    return buffer;
+  }
   const struct gemm_operand *plain = &op->plain;
+  if (!dtype_is_native(plain->dtype)) {
+    block_segment(plain, row, col, count, buffer);
+    return buffer;
+  }
   const void *source = element(plain->data, plain->dtype, row * plain->ld + col);
   if (plain->dtype == DTYPE_F32) return source;
   kernel_table()->widen(plain->dtype, source, count, buffer);

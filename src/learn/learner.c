@@ -19,7 +19,7 @@ static enum status init_site(struct learner *l, int index, struct error *err) {
   const struct learn_settings *set = &l->settings;
   struct learn_site *s = &l->sites[l->site_count];
   int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
-  if (site->weight.hybrid)
+  if (site->weight.hybrid || site->weight.integers)
     return error_set(err, STATUS_REFUSED,
                      "%s is packed already: learn on the dense model that it was made from",
                      model_path(l->model));

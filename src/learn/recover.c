@@ -73,7 +73,7 @@ static enum status check_masks(const struct model *m, const struct mask_set *mas
     const struct mask_matrix *mask = mask_set_find(masks, site->name);
     if (!mask) continue;
     found++;
-    if (site->weight.hybrid)
+    if (site->weight.hybrid || site->weight.integers)
       return error_set(err, STATUS_REFUSED,
                        "%s is packed already: recover the dense model that it was made from",
                        model_path(m));

@@ -18,7 +18,8 @@ struct block_norms {
 
 /* Where a tensor's bytes are in the file, for those who pass over them row by row. */
 struct tensor_origin {
-  const struct stored_tensor *stored; /* NULL for a packed linear */
+  const struct stored_tensor *stored; /* NULL for a packed matrix */
+  const struct quant_matrix *quant;   /* one that is quantized, or NULL */
   int64_t interleaved;                /* head_dim when rows of heads are in GGUF's order, else 0 */
   float shift;                        /* what is added to make it Hugging Face's form */
 };
@@ -28,16 +29,18 @@ struct model {
   struct tensor_store store;
   struct model_config config;
   bool headers_only;
+  bool keep_blocks;              /* block types stay as they are stored */
   struct linear_weight embed;    /* (vocab_size, hidden_size) */
   struct linear_weight lm_head;  /* (vocab_size, hidden_size); the same when tied */
   const float *final_norm;       /* (hidden_size) */
   struct block_norms *blocks;    /* (layers) */
   struct linear_site *sites;     /* (layers * SITE_ROLES) */
   struct hybrid_matrix *hybrids; /* (sites), rows 0 for one that is not packed */
-  struct strip_matrix *strips;   /* (sites + 1), the last the head's, or NULL; rows 0: not made */
-  void **site_memory;            /* (sites), what a site's dense weight owns, or NULL */
-  int64_t *kept;                 /* (sites) positions that masks or the packed form keep */
-  struct model_tensor *tensors;  /* every tensor, in Hugging Face's order */
+  struct quant_matrix *quants;  /* (sites + 2), then the embeddings' and the head's; rows 0: none */
+  struct strip_matrix *strips;  /* (sites + 1), the last the head's, or NULL; rows 0: not made */
+  void **site_memory;           /* (sites), what a site's dense weight owns, or NULL */
+  int64_t *kept;                /* (sites) positions that masks or the packed form keep */
+  struct model_tensor *tensors; /* every tensor, in Hugging Face's order */
   struct tensor_origin *origins; /* (tensors) */
   size_t tensor_count, tensor_capacity, origin_capacity;
   void **owned; /* memory of all else */
@@ -58,8 +61,11 @@ void site_shape(const struct model_config *c, enum site_role role, int64_t *rows
 void site_tensor_name(char out[SITE_NAME_BYTES], int layer, enum site_role role, const char *what);
 /* Positions that a packed matrix keeps. */
 int64_t hybrid_kept(const struct hybrid_matrix *h);
-/* Rows [first, first + rows) of a stored matrix as fp32 in Hugging Face's order: out (rows, cols).
- */
+/* A site's weight of integers or of a block type becomes dense fp32 in memory of its own. */
+enum status site_expand(struct model *model, int site, struct error *err);
+/* Row `row` in Hugging Face's order as it is stored; and rows [first, first + rows) as fp32: out
+ * (rows, cols). */
+const void *origin_stored_row(const struct tensor_origin *origin, int64_t cols, int64_t row);
 void origin_rows(const struct tensor_origin *origin, int64_t cols, int64_t first, int64_t rows,
                  float *out);
 

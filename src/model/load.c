@@ -1,10 +1,10 @@
 /* From stored tensors to the weights of a model.
  *
  * Matrices of f32, f16 and bf16 stay where they are mapped; block types are expanded to fp32 on all
- * threads. Vectors are small and always become fp32. GGUF files of LLaMA's architecture interleave
- * the halves of each head of q and k, for a rotation of neighbours; rows are put back here, which
- * for mapped types costs a copy. The loader keeps the first error, so that names can be listed one
- * after the other. */
+ * threads, or stay mapped too where the model is only to run. Vectors are small and always become
+ * fp32. GGUF files of LLaMA's architecture interleave the halves of each head of q and k, for a
+ * rotation of neighbours; rows are put back here, which for mapped types costs a copy. The loader
+ * keeps the first error, so that names can be listed one after the other. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,9 +115,17 @@ static const uint8_t *origin_row(const struct tensor_origin *o, int64_t row, siz
   return o->stored->data + (size_t)row * row_bytes;
 }
 
+const void *origin_stored_row(const struct tensor_origin *o, int64_t cols, int64_t row) {
+  size_t row_bytes = 0;
+  INVARIANT(o->stored && dtype_bytes(o->stored->dtype, (uint64_t)cols, &row_bytes));
+  return origin_row(o, row, row_bytes);
+}
+
 void origin_rows(const struct tensor_origin *o, int64_t cols, int64_t first, int64_t rows,
                  float *out) {
   size_t row_bytes = 0;
+  for (int64_t r = 0; r < rows && o->quant; r++) quant_row(o->quant, first + r, out + r * cols);
+  if (o->quant) return;
   INVARIANT(dtype_bytes(o->stored->dtype, (uint64_t)cols, &row_bytes));
   for (int64_t r = 0; r < rows; r++)
     dtype_to_f32(o->stored->dtype, origin_row(o, first + r, row_bytes), cols, out + r * cols);
@@ -145,14 +153,20 @@ static void expand_item(void *ctx, int64_t item, int worker) {
            e->row_bytes);
 }
 
+/* Whether products can read the elements as they are stored. */
+static bool stays(const struct loader *in, enum dtype dtype) {
+  return dtype_is_native(dtype) || in->model->keep_blocks;
+}
+
 /* A matrix in memory of its own: fp32, or a reordered copy when the type can be multiplied. */
 static void *copy_matrix(struct loader *in, const struct tensor_origin *origin, int64_t rows,
                          int64_t cols, enum dtype *dtype) {
   struct expansion e = {.origin = origin, .rows = rows, .cols = cols};
-  *dtype = dtype_is_native(origin->stored->dtype) ? origin->stored->dtype : DTYPE_F32;
-  size_t element = *dtype == DTYPE_F32 ? 4 : 2;
-  if (*dtype == origin->stored->dtype) e.row_bytes = (size_t)cols * element;
-  e.out = mem_alloc((size_t)rows, (size_t)cols * element, in->err);
+  size_t row_bytes = 0;
+  *dtype = stays(in, origin->stored->dtype) ? origin->stored->dtype : DTYPE_F32;
+  INVARIANT(dtype_bytes(*dtype, (uint64_t)cols, &row_bytes));
+  if (*dtype == origin->stored->dtype) e.row_bytes = row_bytes;
+  e.out = mem_alloc((size_t)rows, row_bytes, in->err);
   if (!e.out) {
     in->status = STATUS_FAILED;
     return NULL;
@@ -179,11 +193,11 @@ static const float *load_vector(struct loader *in, const char *name, int64_t n, 
                            in->model->store.path, name, dtype_traits(t->dtype)->name);
     return NULL;
   }
-  struct tensor_origin origin = {t, interleaved, shift}, plain = {t, interleaved, 0};
+  struct tensor_origin origin = {t, NULL, interleaved, shift}, plain = {t, NULL, interleaved, 0};
   float *out = keep(in, mem_alloc((size_t)n, sizeof *out, in->err));
   if (!out) return NULL;
   origin_rows(&plain, 1, 0, n, out);
-  struct model_tensor listed = {keep_name(in, name), 1, {n, 1}, t->dtype, -1};
+  struct model_tensor listed = {keep_name(in, name), 1, {n, 1}, t->dtype, NULL, -1};
   list_tensor(in, &listed, &origin);
   return out;
 }
@@ -195,22 +209,33 @@ static void load_matrix(struct loader *in, const char *name, int64_t rows, int64
   const struct stored_tensor *t = take(in, name, 2, shape);
   *memory = NULL;
   if (!t) return;
-  struct tensor_origin origin = {t, interleaved, 0};
-  struct model_tensor listed = {keep_name(in, name), 2, {rows, cols}, t->dtype, site};
+  struct tensor_origin origin = {t, NULL, interleaved, 0};
+  struct model_tensor listed = {keep_name(in, name), 2, {rows, cols}, t->dtype, NULL, site};
   list_tensor(in, &listed, &origin);
   *view = (struct matrix_view){t->data, t->dtype, rows, cols};
-  bool usable = dtype_is_native(t->dtype) && stored_tensor_is_aligned(t) && !interleaved;
+  bool usable = stays(in, t->dtype) && stored_tensor_is_aligned(t) && !interleaved;
   if (in->model->headers_only || usable || in->status != STATUS_OK) return;
   *memory = copy_matrix(in, &origin, rows, cols, &view->dtype);
   view->data = *memory;
 }
 
-/* --- packed linears --- */
+/* --- packed matrices --- */
 
-static bool is_packed(const struct loader *in, const char *name) {
-  char part[NAME_BYTES];
-  snprintf(part, sizeof part, "%s%s", name, packed_suffix[PACKED_LAYOUT]);
-  return store_has(&in->model->store, part);
+/* The tensor of a part, marked as used when `take`; NULL when there is none. */
+static const struct stored_tensor *packed_part(const struct loader *in, const char *name, int part,
+                                               bool take) {
+  char full[NAME_BYTES];
+  snprintf(full, sizeof full, "%s%s", name, packed_suffix[part]);
+  if (!store_has(&in->model->store, full)) return NULL;
+  return take ? store_take(&in->model->store, full) : store_peek(&in->model->store, full);
+}
+
+enum packing { NOT_PACKED, PACKED_HYBRID, PACKED_INTEGERS };
+
+static enum packing packing_of(const struct loader *in, const char *name) {
+  const struct stored_tensor *layout = packed_part(in, name, PACKED_LAYOUT, false);
+  if (!layout) return NOT_PACKED;
+  return packed_is_quant(layout) ? PACKED_INTEGERS : PACKED_HYBRID;
 }
 
 int64_t hybrid_kept(const struct hybrid_matrix *h) {
@@ -224,25 +249,28 @@ int64_t hybrid_kept(const struct hybrid_matrix *h) {
   return kept;
 }
 
+static enum status check_packed_shape(const char *name, int64_t have_rows, int64_t have_cols,
+                                      int64_t rows, int64_t cols, struct error *err) {
+  if (have_rows == rows && have_cols == cols) return STATUS_OK;
+  return error_set(err, STATUS_REFUSED,
+                   "\"%s\" is packed as [%lld, %lld] where the configuration wants [%lld, %lld]",
+                   name, (long long)have_rows, (long long)have_cols, (long long)rows,
+                   (long long)cols);
+}
+
 static void load_packed(struct loader *in, struct linear_site *site, int64_t rows, int64_t cols) {
   const struct stored_tensor *parts[PACKED_PARTS];
-  char name[NAME_BYTES];
   struct hybrid_matrix *hybrid = &in->model->hybrids[site->index];
   for (int i = 0; i < PACKED_PARTS; i++) {
-    snprintf(name, sizeof name, "%s%s", site->name, packed_suffix[i]);
-    parts[i] = store_take(&in->model->store, name);
+    parts[i] = packed_part(in, site->name, i, true);
     if (parts[i]) continue;
-    in->status = error_set(in->err, STATUS_REFUSED, "%s: the tensor \"%s\" is missing",
-                           in->model->store.path, name);
+    in->status = error_set(in->err, STATUS_REFUSED, "%s: the tensor \"%s%s\" is missing",
+                           in->model->store.path, site->name, packed_suffix[i]);
     return;
   }
   in->status = packed_view(hybrid, site->name, parts, in->err);
-  if (in->status == STATUS_OK && (hybrid->rows != rows || hybrid->cols != cols))
-    in->status = error_set(in->err, STATUS_REFUSED,
-                           "\"%s\" is packed as [%lld, %lld] where the configuration wants "
-                           "[%lld, %lld]",
-                           site->name, (long long)hybrid->rows, (long long)hybrid->cols,
-                           (long long)rows, (long long)cols);
+  if (in->status == STATUS_OK)
+    in->status = check_packed_shape(site->name, hybrid->rows, hybrid->cols, rows, cols, in->err);
   if (in->status == STATUS_OK && !in->model->headers_only)
     in->status = hybrid_check(hybrid, site->name, in->err);
   if (in->status != STATUS_OK) {
@@ -252,8 +280,41 @@ static void load_packed(struct loader *in, struct linear_site *site, int64_t row
   site->weight.hybrid = hybrid;
   in->model->kept[site->index] = hybrid_kept(hybrid);
   struct tensor_origin origin = {0};
-  struct model_tensor listed = {site->name, 2, {rows, cols}, hybrid->dtype, site->index};
+  struct model_tensor listed = {site->name, 2, {rows, cols}, hybrid->dtype, NULL, site->index};
   list_tensor(in, &listed, &origin);
+}
+
+/* A quantized matrix; `slot` is its place in model->quants, `site` -1 when it is no linear's. */
+static void load_integers(struct loader *in, const char *name, int64_t rows, int64_t cols, int slot,
+                          int site, struct linear_weight *w) {
+  const struct stored_tensor *parts[PACKED_QUANT_PARTS];
+  struct quant_matrix *q = &in->model->quants[slot];
+  for (int i = 0; i < PACKED_QUANT_PARTS; i++) parts[i] = packed_part(in, name, i, true);
+  in->status = packed_quant_view(q, name, parts, in->err);
+  if (in->status == STATUS_OK)
+    in->status = check_packed_shape(name, q->rows, q->cols, rows, cols, in->err);
+  if (in->status == STATUS_OK && !in->model->headers_only)
+    in->status = quant_check(q, name, in->err);
+  if (in->status != STATUS_OK) {
+    error_prefix(in->err, "%s", in->model->store.path);
+    return;
+  }
+  *w = (struct linear_weight){.integers = q};
+  struct tensor_origin origin = {.quant = q};
+  const enum dtype dtype = q->type == QUANT_I8 ? DTYPE_I8 : DTYPE_U8;
+  struct model_tensor listed = {keep_name(in, name), 2, {rows, cols}, dtype, q, site};
+  list_tensor(in, &listed, &origin);
+}
+
+/* Embeddings or head: integers or a plain matrix. */
+static void load_end(struct loader *in, const char *name, int slot, struct linear_weight *w) {
+  const struct model_config *c = &in->model->config;
+  void *memory = NULL;
+  if (packing_of(in, name) == PACKED_INTEGERS)
+    load_integers(in, name, c->vocab_size, c->hidden_size, slot, -1, w);
+  else
+    load_matrix(in, name, c->vocab_size, c->hidden_size, 0, -1, &w->dense, &memory);
+  if (memory) keep(in, memory);
 }
 
 /* --- blocks --- */
@@ -310,11 +371,21 @@ static void load_site(struct loader *in, int layer, enum site_role role) {
   site->weight.dense.cols = cols;
   m->kept[index] = rows * cols;
   if (in->status != STATUS_OK) return;
-  if (is_packed(in, name))
-    load_packed(in, site, rows, cols);
-  else
-    load_matrix(in, name, rows, cols, interleaved, index, &site->weight.dense,
-                &m->site_memory[index]);
+  switch (packing_of(in, name)) {
+    case PACKED_HYBRID:
+      load_packed(in, site, rows, cols);
+      break;
+    case PACKED_INTEGERS:
+      load_integers(in, name, rows, cols, index, index, &site->weight);
+      if (in->status == STATUS_OK && m->quants[index].tile_map) {
+        const struct hybrid_matrix tiles = quant_tiles(&m->quants[index]);
+        m->kept[index] = hybrid_kept(&tiles);
+      }
+      break;
+    default:
+      load_matrix(in, name, rows, cols, interleaved, index, &site->weight.dense,
+                  &m->site_memory[index]);
+  }
   if (!site_has_bias(c, role)) return;
   site_tensor_name(name, layer, role, "bias");
   site->bias = load_vector(in, name, rows, interleaved, 0);
@@ -348,13 +419,11 @@ static void load_block(struct loader *in, int layer) {
 static void load_ends(struct loader *in) {
   struct model *m = in->model;
   const struct model_config *c = &m->config;
-  void *memory;
   m->final_norm = load_vector(in, "model.norm.weight", c->hidden_size, 0, norm_shift(m));
   m->lm_head = m->embed;
   if (c->tied_embeddings) return;
-  load_matrix(in, "lm_head.weight", c->vocab_size, c->hidden_size, 0, -1, &m->lm_head.dense,
-              &memory);
-  if (memory) keep(in, memory);
+  m->lm_head = (struct linear_weight){0};
+  load_end(in, "lm_head.weight", model_site_count(m) + 1, &m->lm_head);
 }
 
 enum status model_make_tables(struct model *m, struct error *err) {
@@ -362,20 +431,18 @@ enum status model_make_tables(struct model *m, struct error *err) {
   m->blocks = mem_alloc(layers, sizeof *m->blocks, err);
   m->sites = mem_alloc(sites, sizeof *m->sites, err);
   m->hybrids = mem_alloc(sites, sizeof *m->hybrids, err);
+  m->quants = mem_alloc(sites + 2, sizeof *m->quants, err);
   m->site_memory = mem_alloc(sites, sizeof *m->site_memory, err);
   m->kept = mem_alloc(sites, sizeof *m->kept, err);
-  bool had_memory = m->blocks && m->sites && m->hybrids && m->site_memory && m->kept;
+  bool had_memory = m->blocks && m->sites && m->hybrids && m->quants && m->site_memory && m->kept;
   return had_memory ? STATUS_OK : STATUS_FAILED;
 }
 
 enum status model_load(struct model *m, struct error *err) {
   struct loader in = {.model = m, .err = err};
-  void *memory;
   in.status = model_make_tables(m, err);
   if (in.status != STATUS_OK) return in.status;
-  load_matrix(&in, "model.embed_tokens.weight", m->config.vocab_size, m->config.hidden_size, 0, -1,
-              &m->embed.dense, &memory);
-  if (memory) keep(&in, memory);
+  load_end(&in, "model.embed_tokens.weight", model_site_count(m), &m->embed);
   for (int i = 0; i < m->config.layers && in.status == STATUS_OK; i++) load_block(&in, i);
   load_ends(&in);
   if (in.status == STATUS_OK)

@@ -18,16 +18,17 @@ static enum status check_mask(struct model *m, const struct mask_matrix *mask, s
                      "the mask is for \"%s\", which %s has no prunable weight of that name for: it "
                      "was made for another model",
                      mask->name, m->store.path);
-  if (site->weight.hybrid)
+  if (linear_is_hybrid(&site->weight))
     return error_set(err, STATUS_REFUSED,
                      "\"%s\" of %s is packed already; masks apply to the dense model", mask->name,
                      m->store.path);
-  if (mask->rows != site->weight.dense.rows || mask->cols != site->weight.dense.cols)
+  const int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
+  if (mask->rows != rows || mask->cols != cols)
     return error_set(err, STATUS_REFUSED,
                      "the mask of \"%s\" is [%lld, %lld], the weight in %s [%lld, %lld]: it was "
                      "made for another model",
                      mask->name, (long long)mask->rows, (long long)mask->cols, m->store.path,
-                     (long long)site->weight.dense.rows, (long long)site->weight.dense.cols);
+                     (long long)rows, (long long)cols);
   return STATUS_OK;
 }
 
@@ -57,6 +58,9 @@ static void mask_item(void *ctx, int64_t row, int worker) {
 static enum status apply(struct model *m, const struct mask_matrix *mask, struct error *err) {
   struct linear_site *site = site_named(m, mask->name);
   struct matrix_view *w = &site->weight.dense;
+  const bool plain = !site->weight.integers && dtype_is_native(w->dtype);
+  enum status status = plain ? STATUS_OK : site_expand(m, site->index, err);
+  if (status) return status;
   struct masking k = {
       .mask = mask, .from = w->data, .element_bytes = w->dtype == DTYPE_F32 ? 4 : 2};
   if (!m->site_memory[site->index])

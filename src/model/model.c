@@ -21,11 +21,12 @@ static enum status read_config(struct model *m, struct error *err) {
 }
 
 static enum status open_model(struct model **out, const char *path, bool headers_only,
-                              struct error *err) {
+                              bool keep_blocks, struct error *err) {
   struct model *m = mem_alloc(1, sizeof *m, err);
   if (!m) return STATUS_FAILED;
   m->backend = backend_cpu();
   m->headers_only = headers_only;
+  m->keep_blocks = keep_blocks;
   enum status status = store_open(&m->store, path, err);
   if (status == STATUS_OK) status = read_config(m, err);
   if (status == STATUS_OK) status = model_load(m, err);
@@ -37,11 +38,15 @@ static enum status open_model(struct model **out, const char *path, bool headers
 }
 
 enum status model_open(struct model **out, const char *path, struct error *err) {
-  return open_model(out, path, false, err);
+  return open_model(out, path, false, false, err);
+}
+
+enum status model_open_to_run(struct model **out, const char *path, struct error *err) {
+  return open_model(out, path, false, true, err);
 }
 
 enum status model_open_headers(struct model **out, const char *path, struct error *err) {
-  return open_model(out, path, true, err);
+  return open_model(out, path, true, true, err);
 }
 
 void model_close(struct model *m) {
@@ -52,6 +57,7 @@ void model_close(struct model *m) {
   }
   for (int i = 0; m->sites && m->hybrids && i < model_site_count(m); i++)
     hybrid_release(&m->hybrids[i]);
+  for (int i = 0; m->quants && i < model_site_count(m) + 2; i++) quant_release(&m->quants[i]);
   for (int i = 0; m->strips && i <= model_site_count(m); i++) strips_release(&m->strips[i]);
   for (int i = 0; m->site_memory && i < model_site_count(m); i++) mem_free(m->site_memory[i]);
   for (size_t i = 0; i < m->owned_count; i++) mem_free(m->owned[i]);
@@ -61,6 +67,7 @@ void model_close(struct model *m) {
   mem_free(m->blocks);
   mem_free(m->sites);
   mem_free(m->hybrids);
+  mem_free(m->quants);
   mem_free(m->strips);
   mem_free(m->site_memory);
   mem_free(m->kept);
@@ -106,6 +113,10 @@ void model_tensor_expand(const struct model *m, int index, int64_t first, int64_
   }
   for (int64_t r = 0; r < rows; r++)
     linear_row(&m->sites[t->site].weight, first + r, out + r * t->shape[1]);
+}
+
+const void *model_tensor_blocks(const struct model *m, int index, int64_t row) {
+  return origin_stored_row(&m->origins[index], model_tensor(m, index)->shape[1], row);
 }
 
 struct site_expansion {
@@ -183,6 +194,6 @@ void model_site_replace(struct model *m, int index, float *weight) {
   int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
   mem_free(m->site_memory[index]);
   m->site_memory[index] = weight;
-  site->weight.hybrid = NULL;
+  site->weight = (struct linear_weight){0};
   site->weight.dense = (struct matrix_view){weight, DTYPE_F32, rows, cols};
 }

@@ -48,11 +48,16 @@ struct tap {
 
 struct model;
 
-/* Opens a Hugging Face directory, a GGUF file or a packed directory. Native types stay mapped;
- * block types are expanded to fp32. What is not supported is refused by name. */
+/* Opens a Hugging Face directory, a GGUF file or a packed directory. Native types and packed
+ * matrices stay mapped; block types are expanded to fp32. What is not supported is refused by name.
+ */
 enum status model_open(struct model **out, const char *path, struct error *err);
+/* The same for models that are to run, not to be learned on: block types stay mapped, too. Products
+ * expand them piece by piece, with the results of the expanded model but for rounding, until
+ * model_prepare brings them into an order that is fast; masks expand what they are for. */
+enum status model_open_to_run(struct model **out, const char *path, struct error *err);
 /* The same, reading headers only: for looking at a model, and for passing over its weights once.
- * Sites describe what is stored (weight.dense may be of a block type); model_site_expand and
+ * Sites describe what is stored; model_site_expand and
  * model_tensor_expand work; nothing may be multiplied, masked or replaced. */
 enum status model_open_headers(struct model **out, const char *path, struct error *err);
 void model_close(struct model *model);
@@ -86,8 +91,10 @@ struct model_tensor {
   const char *name;
   int rank; /* 1 or 2 */
   int64_t shape[2];
-  enum dtype dtype; /* as stored */
-  int site;         /* index of the prunable linear whose weight this is, or -1 */
+  enum dtype
+      dtype; /* as stored; of a quantized matrix that of its integers, u8 for pairs of nibbles */
+  const struct quant_matrix *quant; /* what the file holds when it is quantized, else NULL */
+  int site;                         /* index of the prunable linear whose weight this is, or -1 */
 };
 int model_tensor_count(const struct model *model);
 const struct model_tensor *model_tensor(const struct model *model, int index);
@@ -106,7 +113,11 @@ void model_site_replace(struct model *model, int site, float *weight);
 /* Zeroes what the masks drop, in copies of the weights concerned. STATUS_REFUSED when a mask names
  * a tensor or a shape that the model does not have. */
 enum status model_apply_masks(struct model *model, const struct mask_set *masks, struct error *err);
-/* Makes packed linears dense again, in their own element type, zeros and all. */
+/* The stored row `row` of a tensor whose dtype is a block type, in Hugging Face's order: for taking
+ * blocks over as they are. Masks and replacements do not show. */
+const void *model_tensor_blocks(const struct model *model, int index, int64_t row);
+/* Makes packed linears dense again, in their own element type, zeros and all. Integers with
+ * minimums, which have no zero, take the one next to it: right for measuring speed alone. */
 enum status model_unpack(struct model *model, struct error *err);
 /* Brings all 16-bit weights, the head's included, into the order that decoding reads fastest
  * (sparse/strips.h), on all threads, and gives back what they were before: for models that from now

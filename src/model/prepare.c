@@ -35,6 +35,7 @@ static void give_back_hybrid(struct model *m, const struct hybrid_matrix *h) {
 static enum status prepare(struct model *m, struct linear_weight *w, struct strip_matrix *strips,
                            void **memory, bool round_fp32, struct error *err) {
   if (w->strips || (linear_dtype(w) == DTYPE_F32 && !round_fp32)) return STATUS_OK;
+  if (w->integers || (!w->hybrid && !dtype_is_native(w->dense.dtype))) return STATUS_OK;
   enum status status = w->hybrid ? strips_from_hybrid(strips, w->hybrid, err)
                                  : strips_from_dense(strips, &w->dense, err);
   if (status) return status;

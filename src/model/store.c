@@ -200,6 +200,11 @@ bool store_has(const struct tensor_store *store, const char *name) {
   return store->count && find(store, name);
 }
 
+const struct stored_tensor *store_peek(const struct tensor_store *store, const char *name) {
+  const struct store_entry *entry = store->count ? find(store, name) : NULL;
+  return entry ? entry->tensor : NULL;
+}
+
 const struct stored_tensor *store_take(struct tensor_store *store, const char *name) {
   struct store_entry *entry = find(store, name);
   if (!entry) return NULL;

@@ -28,6 +28,8 @@ void store_close(struct tensor_store *store);
 
 /* The tensor of that name, marked as used; NULL when there is none. */
 const struct stored_tensor *store_take(struct tensor_store *store, const char *name);
+/* The same without marking it. */
+const struct stored_tensor *store_peek(const struct tensor_store *store, const char *name);
 bool store_has(const struct tensor_store *store, const char *name);
 /* Refuses tensors that nobody took: a model with more weights than its configuration speaks of
  * would run wrong. Frequencies, towers of other senses and a tied lm_head are known and let be. */

@@ -319,12 +319,9 @@ static void list_site(struct build *b, const struct linear_site *site) {
     b->status = mem_grow((void **)&m->origins, &m->origin_capacity, m->tensor_count + 1,
                          sizeof *m->origins, b->err);
   if (b->status) return;
-  m->tensors[m->tensor_count] =
-      (struct model_tensor){site->name,
-                            2,
-                            {linear_rows(&site->weight), linear_cols(&site->weight)},
-                            b->fill.dtype,
-                            site->index};
+  m->tensors[m->tensor_count] = (struct model_tensor){
+      site->name,    2,    {linear_rows(&site->weight), linear_cols(&site->weight)},
+      b->fill.dtype, NULL, site->index};
   m->origins[m->tensor_count++] = (struct tensor_origin){0};
 }
 

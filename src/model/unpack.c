@@ -1,7 +1,9 @@
-/* Packed linears back to dense matrices, for measuring one against the other. */
+/* Packed linears back to dense matrices, for measuring one against the other, and integers to fp32
+ * for what needs plain weights. */
 #include "base/mem.h"
 #include "base/parallel.h"
 #include "model/internal.h"
+#include "sparse/quantize.h"
 
 struct unpacking {
   const struct hybrid_matrix *from;
@@ -35,10 +37,35 @@ static enum status unpack(struct model *m, struct linear_site *site, struct erro
   return STATUS_OK;
 }
 
+/* A dense matrix of the same integers and scales, which the site's memory owns. */
+static enum status unpack_integers(struct model *m, struct linear_site *site, struct error *err) {
+  struct quant_owned dense;
+  enum status status = quant_make_dense(&dense, site->weight.integers, err);
+  if (status) return status;
+  quant_release(&m->quants[site->index]);
+  m->quants[site->index] = dense.matrix;
+  m->site_memory[site->index] = dense.memory;
+  return STATUS_OK;
+}
+
+enum status site_expand(struct model *m, int index, struct error *err) {
+  struct linear_site *site = &m->sites[index];
+  const int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
+  float *w = mem_alloc((size_t)rows, (size_t)cols * sizeof *w, err);
+  if (!w) return STATUS_FAILED;
+  model_site_expand(m, index, w);
+  model_site_replace(m, index, w);
+  return STATUS_OK;
+}
+
 enum status model_unpack(struct model *m, struct error *err) {
   INVARIANT(!m->headers_only && !m->strips);
   enum status status = STATUS_OK;
-  for (int i = 0; i < model_site_count(m) && !status; i++)
-    if (m->sites[i].weight.hybrid) status = unpack(m, &m->sites[i], err);
+  for (int i = 0; i < model_site_count(m) && !status; i++) {
+    struct linear_site *site = &m->sites[i];
+    if (site->weight.hybrid) status = unpack(m, site, err);
+    if (site->weight.integers && site->weight.integers->tile_map)
+      status = unpack_integers(m, site, err);
+  }
   return status;
 }

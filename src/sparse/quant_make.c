@@ -9,7 +9,7 @@
 #include "sparse/quantize.h"
 #include "tensor/block_integers.h"
 
-enum { ALIGNMENT = 64 };
+enum { ALIGNMENT = 64, NIBBLE_MOST = 15 };
 
 bool quant_form_of_blocks(enum dtype dtype, struct quant_form *out) {
   const enum block_integers_kind kind = block_integers_kind(dtype);
@@ -205,6 +205,61 @@ enum status quant_make(struct quant_owned *out, const struct quant_form *form,
   mem_free(k.integers);
   mem_free(k.rows);
   mem_free(k.group_integers);
+  if (status) quant_owned_free(out);
+  return status;
+}
+
+/* --- without a mask --- */
+
+struct filling {
+  const struct quant_matrix *from;
+  struct making *to;
+  int16_t *rows; /* (threads, cols) */
+};
+
+static uint8_t integer_of_zero(const struct quant_matrix *q, int64_t row, int64_t col) {
+  if (!q->mins) return (uint8_t)quant_zero(q->type);
+  const int64_t at = row * quant_groups(q) + col / q->group;
+  const float scale = f16_to_f32(q->scales[at]), min = f16_to_f32(q->mins[at]);
+  const float q0 = scale != 0 ? -min / scale : 0;
+  return (uint8_t)(q0 > 0 ? q0 < NIBBLE_MOST ? q0 + 0.5f : NIBBLE_MOST : 0);
+}
+
+static void fill_row(void *ctx, int64_t row, int worker) {
+  const struct filling *f = ctx;
+  const int64_t cols = f->from->cols;
+  int16_t *integers = f->rows + worker * cols;
+  quant_integers(f->from, row, 0, cols, integers);
+  for (int64_t c = 0; c < cols; c++)
+    f->to->integers[row * cols + c] =
+        integers[c] == QUANT_DROPPED ? integer_of_zero(f->from, row, c) : (uint8_t)integers[c];
+}
+
+enum status quant_make_dense(struct quant_owned *out, const struct quant_matrix *from,
+                             struct error *err) {
+  const struct quant_form form = {from->type, from->group, from->mins != NULL};
+  struct making k = {.form = &form, .q = &out->matrix};
+  struct filling f = {from, &k, NULL};
+  *out = (struct quant_owned){
+      .matrix = {.rows = from->rows, .cols = from->cols, .type = from->type, .group = from->group}};
+  quant_whole_tile(from->rows, from->cols, &out->matrix.tile_rows, &out->matrix.tile_cols);
+  enum status status = allocate(out, &k, err);
+  if (!status) {
+    const size_t scales = (size_t)out->sizes.scales;
+    k.integers = mem_alloc((size_t)from->rows, (size_t)from->cols, err);
+    f.rows = mem_alloc((size_t)parallel_threads(), (size_t)from->cols * sizeof *f.rows, err);
+    if (!k.integers || !f.rows) status = STATUS_FAILED;
+    if (k.scales) memcpy(k.scales, from->scales, scales * sizeof *k.scales);
+    if (k.mins) memcpy(k.mins, from->mins, scales * sizeof *k.mins);
+    if (k.row_scales) memcpy(k.row_scales, from->row_scales, scales * sizeof *k.row_scales);
+  }
+  if (!status) {
+    parallel_for(from->rows, fill_row, &f);
+    const struct hybrid_matrix h = quant_tiles(&out->matrix);
+    parallel_for(hybrid_tile_rows(&h) * hybrid_tile_cols(&h), place_tile, &k);
+  }
+  mem_free(k.integers);
+  mem_free(f.rows);
   if (status) quant_owned_free(out);
   return status;
 }

@@ -47,6 +47,10 @@ struct quant_owned {
 enum status quant_make(struct quant_owned *out, const struct quant_form *form,
                        const struct mask_matrix *mask, int64_t rows, int64_t cols,
                        const struct quant_source *source, const char *name, struct error *err);
+/* The same integers and scales without a tile map. Dropped weights become the integer of zero, or
+ * with minimums, which may have none, the one next to it. */
+enum status quant_make_dense(struct quant_owned *out, const struct quant_matrix *from,
+                             struct error *err);
 void quant_owned_free(struct quant_owned *q); /* safe on a zeroed struct */
 
 #endif

@@ -1,5 +1,6 @@
 /* The commands prune, pack, export, inspect and verify as a user runs them: exit statuses, JSON,
  * and outputs that are not replaced unasked. On a real model where the evaluation data is there. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,6 +75,45 @@ static void from_prune_to_verify(void **state) {
   assert_int_equal(run_command(NULL, 0, "cmp %s %s", mask, other), 0);
 }
 
+/* Dense and hybrid integers, from pack to eval; --type is --dtype's older name. */
+static void integers_from_pack_to_eval(void **state) {
+  const char *model = real_model(), *calib = shared_data("calib/tiny.utf8");
+  const char *mask = scratch_path("i.mask"), *json = scratch_path("eval.json");
+  const char *dense = scratch_path("int8"), *hybrid = scratch_path("int4");
+  char line[2048];
+  double kl = NAN, loose = NAN, density = NAN;
+  assert_int_equal(run_f("prune %s --method magnitude --pattern hybrid --sparsity 25%% --tile 16 "
+                         "--out %s",
+                         model, mask),
+                   0);
+  assert_int_equal(run_f("pack %s --dtype int8 --group row --out %s", model, dense), 0);
+  assert_int_equal(run_f("pack %s --mask %s --type int4 --out %s", model, mask, hybrid), 0);
+  assert_int_equal(run_f("verify %s --against %s", dense, model), 0);
+  assert_int_equal(run_f("verify %s --against %s", hybrid, model), 0);
+  assert_int_equal(run_f("eval %s --ppl %s --tokens 600 --window 128 --kl-to %s --json %s", dense,
+                         calib, model, json),
+                   0);
+  json_t *found = read_json(json);
+  assert_true(json_get_real(found, "kl", &kl, NULL) && kl > 0 && kl < 0.01);
+  json_decref(found);
+  assert_int_equal(run_f("eval %s --ppl %s --tokens 600 --window 128 --kl-to %s --json %s", hybrid,
+                         calib, model, json),
+                   0);
+  found = read_json(json);
+  assert_true(json_get_real(found, "kl", &loose, NULL) && loose > kl);
+  assert_true(json_get_real(found, "density", &density, NULL));
+  assert_true(density > 0.74 && density < 0.76);
+  json_decref(found);
+  assert_int_equal(run_f("export %s --to hf --out %s", hybrid, scratch_path("integers_hf")), 0);
+  assert_int_equal(
+      run_command(NULL, 0, "grep -q 'quantized to int4' %s/README.md", scratch_path("integers_hf")),
+      0);
+  assert_int_equal(run_f("generate %s --prompt 'Once upon' --tokens 4", hybrid), 0);
+  assert_int_equal(run_f("pack %s --dtype int8 --mins --out %s", model, scratch_path("no")), 2);
+  assert_int_equal(run_f("pack %s --group row --out %s", model, scratch_path("no")), 2);
+  assert_int_equal(run_f("pack %s --out %s", model, scratch_path("no")), 3); /* no zeros, no mask */
+}
+
 static void outputs_are_not_replaced_unasked(void **state) {
   const char *model = real_model(), *mask = scratch_path("magnitude.mask");
   const char *packed = scratch_path("once");
@@ -135,6 +175,7 @@ static void wrong_usage_is_two(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(integers_from_pack_to_eval),
       cmocka_unit_test(from_prune_to_verify),
       cmocka_unit_test(outputs_are_not_replaced_unasked),
       cmocka_unit_test(other_patterns_are_masks_too),

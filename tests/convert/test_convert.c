@@ -8,46 +8,21 @@
 
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/rng.h"
 #include "convert/card.h"
 #include "convert/convert.h"
 #include "convert/inspect.h"
 #include "convert/verify.h"
 #include "convert/weights.h"
 #include "io/file.h"
-#include "sparse/project.h"
+#include "support/hybrids.h"
 #include "support/support.h"
 
 static const char *const families[] = {"models/llama", "models/mistral", "models/qwen2",
                                        "models/qwen3", "models/gemma3"};
 enum { FAMILIES = 5, TILE = 8 };
 
-/* A random hybrid mask of about 60 % for every linear but the first. */
 static void random_masks(const struct model *model, struct mask_set *set) {
-  struct error err = {0};
-  struct rng rng = rng_make(20, 0);
-  int64_t total = 0;
-  *set = (struct mask_set){0};
-  for (int i = 0; i < model_site_count(model); i++) {
-    const struct linear_site *site = model_site(model, i);
-    struct mask_matrix m;
-    total += linear_rows(&site->weight) * linear_cols(&site->weight);
-    if (i == 0) continue;
-    must(mask_matrix_init_hybrid(&m, site->name, linear_rows(&site->weight),
-                                 linear_cols(&site->weight), TILE, TILE, &err),
-         err);
-    must(mask_matrix_add_scores(&m, &err), err);
-    for (int64_t t = 0; t < mask_tile_count(&m); t++) m.tile_scores[t] = (float)rng_normal(&rng);
-    for (int64_t r = 0; r < m.rows; r++)
-      for (int64_t g = 0; g < mask_group_count(&m); g++) {
-        uint8_t code;
-        do code = sparse_candidate_code[rng_below(&rng, 6)];
-        while (!sparse_code_fits(code, mask_group_width(&m, g)));
-        mask_set_code(&m, r, g, code);
-      }
-    must(mask_set_add(set, &m, &err), err);
-  }
-  must(project_set(set, total, 0.65, &err), err);
+  hybrid_masks_make(set, model, TILE, 0.65, 20);
 }
 
 static struct model *open_model(const char *path) {
@@ -223,7 +198,7 @@ static void masks_go_out_and_come_back(void **state) {
   must(convert_pack(model, &masks, packed, DTYPE_F32, true, &err), err);
   struct model *p = open_model(packed);
   struct mask_set own;
-  must(inspect_masks(p, TILE, &own, &err), err);
+  must(inspect_masks(p, TILE, false, &own, &err), err);
   must(convert_to_mask_npz(p, &own, path, true, &err), err);
   must(mask_load(&back, path, &err), err);
   assert_int_equal(back.count, masks.count);
@@ -237,7 +212,7 @@ static void masks_go_out_and_come_back(void **state) {
   const char *zeros = scratch_path("zeros");
   must(convert_to_hf(model, &masks, zeros, DTYPE_F32, true, &err), err);
   struct model *z = open_model(zeros);
-  must(inspect_masks(z, TILE, &own, &err), err);
+  must(inspect_masks(z, TILE, false, &own, &err), err);
   assert_true(fabs(weights_density(z, &own) - weights_density(model, &masks)) < 1e-12);
   must(convert_pack(z, &own, packed, DTYPE_F32, true, &err), err);
   struct model *again = open_model(packed);
@@ -245,7 +220,7 @@ static void masks_go_out_and_come_back(void **state) {
   model_close(again);
   model_close(z);
   mask_set_free(&own);
-  assert_int_equal(inspect_masks(model, TILE, &own, &err), STATUS_REFUSED);
+  assert_int_equal(inspect_masks(model, TILE, false, &own, &err), STATUS_REFUSED);
   mask_set_free(&masks);
   model_close(p);
   model_close(model);

@@ -12,6 +12,7 @@ failed=""
 seeds_of() {
   case $1 in
     safetensors) find $golden -name '*.safetensors' -size -128k ;;
+    packed) find $golden -path '*packed*' -name '*.safetensors' ;;
     gguf | model) find $golden -name '*.gguf' -size -128k ;;
     config) find $golden -name 'config.json' ;;
     npz) find $golden -name '*.npz' ;;

@@ -2,6 +2,7 @@
 
 #include "base/mem.h"
 #include "base/rng.h"
+#include "sparse/project.h"
 #include "support/support.h"
 
 static void fill_mask(struct mask_matrix *m, double dense_share, struct rng *rng) {
@@ -49,4 +50,25 @@ void hybrid_case_free(struct hybrid_case *c) {
   mem_free(c->dense);
   mem_free(c->values);
   mem_free(c->codes);
+}
+
+void hybrid_masks_make(struct mask_set *set, const struct model *model, int64_t tile,
+                       double density, uint64_t seed) {
+  struct error err = {0};
+  struct rng rng = rng_make(seed, 0);
+  int64_t total = 0;
+  *set = (struct mask_set){0};
+  for (int i = 0; i < model_site_count(model); i++) {
+    const struct linear_site *site = model_site(model, i);
+    const int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
+    struct mask_matrix m;
+    total += rows * cols;
+    if (i == 0) continue;
+    must(mask_matrix_init_hybrid(&m, site->name, rows, cols, tile, tile, &err), err);
+    must(mask_matrix_add_scores(&m, &err), err);
+    fill_mask(&m, 0.5, &rng);
+    for (int64_t t = 0; t < mask_tile_count(&m); t++) m.tile_scores[t] = (float)rng_normal(&rng);
+    must(mask_set_add(set, &m, &err), err);
+  }
+  must(project_set(set, total, density, &err), err);
 }

@@ -2,6 +2,7 @@
 #ifndef TSR_TESTS_HYBRIDS_H
 #define TSR_TESTS_HYBRIDS_H
 
+#include "model/model.h"
 #include "sparse/hybrid.h"
 
 struct hybrid_case {
@@ -16,5 +17,9 @@ struct hybrid_case {
 void hybrid_case_make(struct hybrid_case *c, int64_t rows, int64_t cols, int64_t tile,
                       double dense_share, enum dtype dtype, uint64_t seed);
 void hybrid_case_free(struct hybrid_case *c);
+
+/* Random hybrid masks for all linears of a model but the first, `density` of all weights kept. */
+void hybrid_masks_make(struct mask_set *set, const struct model *model, int64_t tile,
+                       double density, uint64_t seed);
 
 #endif

@@ -3,10 +3,12 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "io/gguf.h"
 #include "io/npz.h"
 #include "io/safetensors_set.h"
+#include "sparse/packed.h"
 #include "text/tokenizer.h"
 
 /* Where everything read ends up, so that no read is optimized away. */
@@ -44,6 +46,65 @@ enum status walk_safetensors_set(void *ctx, const char *path, struct error *err)
   for (size_t i = 0; i < safetensors_set_size(set); i++) walk_tensor(safetensors_set_at(set, i));
   safetensors_set_close(set);
   return STATUS_OK;
+}
+
+/* Rows of a view that holds; `row` has room for one. */
+static void walk_rows(const struct hybrid_matrix *h, const struct quant_matrix *q, int64_t rows,
+                      int64_t cols) {
+  float *row = calloc((size_t)cols, sizeof *row);
+  INVARIANT(row != NULL);
+  for (int64_t r = 0; r < rows; r++) {
+    if (h)
+      hybrid_row(h, r, row);
+    else
+      quant_row(q, r, row);
+    for (int64_t c = 0; c < cols; c++) sink += (double)row[c];
+  }
+  free(row);
+}
+
+/* The matrix of which `layout` is a part, "NAME.layout". */
+static enum status walk_matrix(const struct safetensors *file, const struct stored_tensor *layout,
+                               struct error *err) {
+  const struct stored_tensor *parts[PACKED_QUANT_PARTS];
+  char name[512], part[600];
+  const int length = (int)(strlen(layout->name) - strlen(packed_suffix[PACKED_LAYOUT]));
+  snprintf(name, sizeof name, "%.*s", length < 500 ? length : 500, layout->name);
+  for (int i = 0; i < PACKED_QUANT_PARTS; i++) {
+    snprintf(part, sizeof part, "%s%s", name, packed_suffix[i]);
+    parts[i] = safetensors_find(file, part);
+    if (!parts[i] && i < PACKED_PARTS && !packed_is_quant(layout))
+      return error_set(err, STATUS_REFUSED, "%s is missing", part);
+  }
+  struct quant_matrix q = {0};
+  struct hybrid_matrix h = {0};
+  enum status status;
+  if (packed_is_quant(layout)) {
+    status = packed_quant_view(&q, name, parts, err);
+    if (!status) status = quant_check(&q, name, err);
+    if (!status) walk_rows(NULL, &q, q.rows, q.cols);
+    quant_release(&q);
+    return status;
+  }
+  status = packed_view(&h, name, parts, err);
+  if (!status) status = hybrid_check(&h, name, err);
+  if (!status) walk_rows(&h, NULL, h.rows, h.cols);
+  hybrid_release(&h);
+  return status;
+}
+
+enum status walk_packed(void *ctx, const char *path, struct error *err) {
+  struct safetensors *file;
+  enum status status = safetensors_open(&file, path, err);
+  if (status != STATUS_OK) return status;
+  for (size_t i = 0; i < safetensors_size(file) && status == STATUS_OK; i++) {
+    const struct stored_tensor *t = safetensors_at(file, i);
+    const size_t length = strlen(t->name), tail = strlen(packed_suffix[PACKED_LAYOUT]);
+    if (length > tail && !strcmp(t->name + length - tail, packed_suffix[PACKED_LAYOUT]))
+      status = walk_matrix(file, t, err);
+  }
+  safetensors_close(file);
+  return status;
 }
 
 static void walk_array(const struct gguf_value *v) {

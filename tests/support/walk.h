@@ -6,6 +6,8 @@
 
 enum status walk_safetensors(void *ctx, const char *path, struct error *err);
 enum status walk_safetensors_set(void *ctx, const char *path, struct error *err);
+/* A safetensors file with packed matrices: views, checks and expands each. */
+enum status walk_packed(void *ctx, const char *path, struct error *err);
 enum status walk_gguf(void *ctx, const char *path, struct error *err);
 enum status walk_npz(void *ctx, const char *path, struct error *err);
 enum status walk_npy(void *ctx, const char *path, struct error *err);
