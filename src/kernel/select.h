@@ -62,7 +62,8 @@ struct kernel_table {
   /* y[t * ldy + r] = dot(row r, token t), r counting from the first row of strip `first`, for
    * `count` strips and any number of tokens; rows past the matrix's last are left out. Products are
    * exact, sums fp32. x (chunks, tokens, STRIP_COLS), zeros behind the last column. sums: scratch
-   * of tokens * STRIP_ROWS floats. x and sums 64-byte aligned. */
+   * of 2 * tokens * STRIP_ROWS floats. x and sums 64-byte aligned. Strips are taken two by two from
+   * `first` on: bits are the same for any count only when `first` is even. */
   void (*strip_dot)(const struct strip_matrix *w, int64_t first, int64_t count, const float *x,
                     int64_t tokens, float *y, int64_t ldy, float *sums);
 

@@ -28,7 +28,7 @@ static void run_item(void *ctx, int64_t item, int worker) {
   const struct strip_job *j = ctx;
   const int64_t first = item * j->per_item, left = j->w->strips - first;
   (void)worker;
-  float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(j->tokens * STRIP_ROWS));
+  float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(2 * j->tokens * STRIP_ROWS));
   kernel_table()->strip_dot(j->w, first, left < j->per_item ? left : j->per_item, j->x, j->tokens,
                             j->y + first * STRIP_ROWS, j->w->rows, sums);
 }
@@ -49,12 +49,12 @@ static const float *order_activations(const struct strip_matrix *w, const float 
 }
 
 /* Enough strips for a stretch of memory that is worth reading in one go, few enough to leave every
- * thread its share. How strips are dealt out changes no sum. */
+ * thread its share. How pairs of strips are dealt out changes no sum. */
 static int64_t strips_per_item(const struct strip_matrix *w) {
   const int64_t bytes = (int64_t)w->stored_bytes / w->strips + 1;
   int64_t count = w->strips / (ITEMS_PER_THREAD * parallel_threads());
   if (count * bytes < ITEM_BYTES_LEAST) count = ITEM_BYTES_LEAST / bytes;
-  return count < 1 ? 1 : count;
+  return count < 2 ? 2 : count + count % 2;
 }
 
 static void product_by_lanes(const struct strip_matrix *w, const float *x, int64_t tokens,

@@ -36,8 +36,7 @@ double cost_saved_per_weight(const struct cost_shape *shape);
 /* Picoseconds of a decoded token: all matrices dense, or all that `skip` (model_site_count) does
  * not name 2:4. Attention, norms and the like, the same in both, are left out. */
 int64_t cost_dense_ps(const struct cost_table *table, const struct model *model);
-int64_t cost_sparse_ps(const struct cost_table *table, const struct model *model,
-                       const bool *skip);
+int64_t cost_sparse_ps(const struct cost_table *table, const struct model *model, const bool *skip);
 
 /* New reference; and back: STATUS_REFUSED, naming `what`, for anything else or for a table that
  * lacks a shape of the model. */

@@ -34,7 +34,7 @@ static void sums_count_every_matrix(void **state) {
   struct cost_table t = invent(model);
   bool *skip = mem_alloc((size_t)model_site_count(model), sizeof *skip, &err);
   int64_t weights = 0, first = linear_rows(&model_site(model, 0)->weight) *
-                              linear_cols(&model_site(model, 0)->weight);
+                               linear_cols(&model_site(model, 0)->weight);
   for (int i = 0; i < model_site_count(model); i++)
     weights +=
         linear_rows(&model_site(model, i)->weight) * linear_cols(&model_site(model, i)->weight);
