@@ -99,10 +99,10 @@ static bool is_hybrid(const struct model *model) {
 }
 
 const char *bench_dtype(const struct model *model) {
-  enum dtype first = linear_dtype(&model_site(model, 0)->weight);
+  const char *first = linear_type_name(&model_site(model, 0)->weight);
   for (int i = 1; i < model_site_count(model); i++)
-    if (linear_dtype(&model_site(model, i)->weight) != first) return "mixed";
-  return dtype_traits(first)->name;
+    if (strcmp(linear_type_name(&model_site(model, i)->weight), first) != 0) return "mixed";
+  return first;
 }
 
 /* The same shapes and element types everywhere: what one reads more, the other leaves out. */
@@ -124,7 +124,7 @@ static enum status open_models(struct bench_job *job, const struct text_list *pa
                                struct error *err) {
   for (int i = 0; i < paths->count; i++) {
     struct bench_entry entry = {.dense_entry = -1};
-    enum status status = model_open(&entry.model, paths->items[i], err);
+    enum status status = model_open_to_run(&entry.model, paths->items[i], err);
     if (status) return status;
     entry.hybrid = is_hybrid(entry.model);
     status = add_model(job, &entry, err);
@@ -143,7 +143,7 @@ static enum status find_dense_forms(struct bench_job *job, struct error *err) {
       if (!job->entries[j].hybrid && same_form(e->model, job->entries[j].model)) e->dense_entry = j;
     if (e->dense_entry >= 0) continue;
     struct bench_entry dense = {.made = true, .dense_entry = -1};
-    enum status status = model_open(&dense.model, model_path(e->model), err);
+    enum status status = model_open_to_run(&dense.model, model_path(e->model), err);
     if (status) return status;
     status = model_unpack(dense.model, err);
     if (status)

@@ -90,7 +90,7 @@ static enum status open_inputs(struct inputs *in, const struct settings *s, cons
   status = corpus_load(&in->corpus, s->ppl, in->tokenizer, s->tokens, err);
   if (!status)
     status = windows_cut(&in->windows, &in->corpus, choose_window(s, in->model), false, err);
-  if (!status && s->kl_to) status = model_open(&in->reference, s->kl_to, err);
+  if (!status && s->kl_to) status = model_open_to_run(&in->reference, s->kl_to, err);
   return status;
 }
 

@@ -13,7 +13,7 @@ enum status inputs_model(struct model **out, const char *path, const char *mask,
                          struct error *err) {
   struct mask_set masks = {0};
   *out = NULL;
-  enum status status = model_open(out, path, err);
+  enum status status = model_open_to_run(out, path, err);
   if (!status && mask) {
     status = mask_load(&masks, mask, err);
     if (!status) status = model_apply_masks(*out, &masks, err);

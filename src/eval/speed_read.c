@@ -35,6 +35,10 @@ static void add_weight(struct weight_spans *s, const struct linear_weight *w) {
     add_span(s, w->strips->data, w->strips->stored_bytes);
     return;
   }
+  if (w->quant) {
+    add_span(s, w->quant->data, w->quant->stored_bytes);
+    return;
+  }
   const struct hybrid_matrix *h = w->hybrid;
   if (w->integers) {
     add_integers(s, w->integers);

@@ -36,12 +36,13 @@ struct model {
   struct block_norms *blocks;    /* (layers) */
   struct linear_site *sites;     /* (layers * SITE_ROLES) */
   struct hybrid_matrix *hybrids; /* (sites), rows 0 for one that is not packed */
-  struct quant_matrix *quants;  /* (sites + 2), then the embeddings' and the head's; rows 0: none */
-  struct strip_matrix *strips;  /* (sites + 1), the last the head's, or NULL; rows 0: not made */
-  void **site_memory;           /* (sites), what a site's dense weight owns, or NULL */
-  int64_t *kept;                /* (sites) positions that masks or the packed form keep */
-  struct model_tensor *tensors; /* every tensor, in Hugging Face's order */
-  struct tensor_origin *origins; /* (tensors) */
+  struct quant_matrix *quants; /* (sites + 2), then the embeddings' and the head's; rows 0: none */
+  struct strip_matrix *strips; /* (sites + 1), the last the head's, or NULL; rows 0: not made */
+  struct quant_strips *quant_strips; /* likewise, of integers */
+  void **site_memory;                /* (sites), what a site's dense weight owns, or NULL */
+  int64_t *kept;                     /* (sites) positions that masks or the packed form keep */
+  struct model_tensor *tensors;      /* every tensor, in Hugging Face's order */
+  struct tensor_origin *origins;     /* (tensors) */
   size_t tensor_count, tensor_capacity, origin_capacity;
   void **owned; /* memory of all else */
   size_t owned_count, owned_capacity;

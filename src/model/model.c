@@ -59,6 +59,8 @@ void model_close(struct model *m) {
     hybrid_release(&m->hybrids[i]);
   for (int i = 0; m->quants && i < model_site_count(m) + 2; i++) quant_release(&m->quants[i]);
   for (int i = 0; m->strips && i <= model_site_count(m); i++) strips_release(&m->strips[i]);
+  for (int i = 0; m->quant_strips && i <= model_site_count(m); i++)
+    quant_strips_release(&m->quant_strips[i]);
   for (int i = 0; m->site_memory && i < model_site_count(m); i++) mem_free(m->site_memory[i]);
   for (size_t i = 0; i < m->owned_count; i++) mem_free(m->owned[i]);
   free(m->owned);
@@ -69,6 +71,7 @@ void model_close(struct model *m) {
   mem_free(m->hybrids);
   mem_free(m->quants);
   mem_free(m->strips);
+  mem_free(m->quant_strips);
   mem_free(m->site_memory);
   mem_free(m->kept);
   store_close(&m->store);

@@ -119,10 +119,13 @@ const void *model_tensor_blocks(const struct model *model, int index, int64_t ro
 /* Makes packed linears dense again, in their own element type, zeros and all. Integers with
  * minimums, which have no zero, take the one next to it: right for measuring speed alone. */
 enum status model_unpack(struct model *model, struct error *err);
-/* Brings all 16-bit weights, the head's included, into the order that decoding reads fastest
- * (sparse/strips.h), on all threads, and gives back what they were before: for models that from now
- * on only run. fp32 weights stay as they are, or become bf16 when `round_fp32`. Afterwards nothing
- * may be masked, replaced or unpacked. After a failure the model is still whole. */
+/* Brings all 16-bit weights and integers, the head's included, into the orders that decoding reads
+ * fastest (sparse/strips.h, sparse/quant_strips.h), on all threads, and gives back what they were
+ * before: for models that from now on only run. Blocks of a GGUF keep their integers where
+ * quant_strips_takes them, and are rounded to bf16 where not; fp32 weights stay as they are, or
+ * become bf16 when `round_fp32`. Products of few tokens round activations to int8 where weights are
+ * integers (kernel/linear.h). Afterwards nothing may be masked, replaced or unpacked. After a
+ * failure the model is still whole. */
 enum status model_prepare(struct model *model, bool round_fp32, struct error *err);
 /* Kept positions over all prunable weights: 1.0 for a dense model, from the masks applied or the
  * packed form. */

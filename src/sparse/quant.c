@@ -88,13 +88,30 @@ void quant_release(struct quant_matrix *q) {
 
 /* --- back to fp32 --- */
 
-/* In ggml's order of operations, so that what came from its blocks has its bits. */
-static float weight_of(const struct quant_matrix *q, int64_t row, int64_t col, int integer) {
-  if (!q->group) return q->row_scales[row] * (float)(integer - quant_zero(q->type));
+/* What columns up to `end` of a row share. */
+struct scaling {
+  float scale, min;
+  bool mins;
+  int zero;
+  int64_t end;
+};
+
+static struct scaling scaling_of(const struct quant_matrix *q, int64_t row, int64_t col) {
+  struct scaling s = {.zero = quant_zero(q->type), .mins = q->mins != NULL, .end = q->cols};
+  if (!q->group) {
+    s.scale = q->row_scales[row];
+    return s;
+  }
   const int64_t at = row * quant_groups(q) + col / q->group;
-  const float scale = f16_to_f32(q->scales[at]);
-  return q->mins ? scale * (float)integer + f16_to_f32(q->mins[at])
-                 : scale * (float)(integer - quant_zero(q->type));
+  s.scale = f16_to_f32(q->scales[at]);
+  if (q->mins) s.min = f16_to_f32(q->mins[at]);
+  s.end = (col / q->group + 1) * q->group;
+  return s;
+}
+
+/* In ggml's order of operations, so that what came from its blocks has its bits. */
+static float weight_of(const struct scaling *s, int integer) {
+  return s->mins ? s->scale * (float)integer + s->min : s->scale * (float)(integer - s->zero);
 }
 
 /* Columns [col, col + count) of row `row` of tile `tile`, all counted from the matrix's corner. */
@@ -138,11 +155,12 @@ void quant_integers(const struct quant_matrix *q, int64_t row, int64_t col, int6
 void quant_columns(const struct quant_matrix *q, int64_t row, int64_t col, int64_t count,
                    float *out) {
   int16_t integers[PIECE];
-  for (int64_t at = 0; at < count; at += PIECE) {
-    const int64_t width = smaller(PIECE, count - at);
-    quant_integers(q, row, col + at, width, integers);
+  for (int64_t at = col, end = col + count, width; at < end; at += width, out += width) {
+    const struct scaling s = scaling_of(q, row, at);
+    width = smaller(smaller(PIECE, end - at), s.end - at);
+    quant_integers(q, row, at, width, integers);
     for (int64_t i = 0; i < width; i++)
-      out[at + i] = integers[i] == QUANT_DROPPED ? 0 : weight_of(q, row, col + at + i, integers[i]);
+      out[i] = integers[i] == QUANT_DROPPED ? 0 : weight_of(&s, integers[i]);
   }
 }
 
