@@ -18,7 +18,7 @@
 #include "kernel/mask_ops.h"
 #include "kernel/ops.h"
 
-/* `decay` of mask_backward: factor, or factor / *squares (0 where *squares is 0). */
+/* `decay` of mask_backward: factor, or factor / sqrt(*squares) (0 where that is 0). */
 struct mask_decay {
   double factor;
   const double *squares; /* in the backend's memory, or NULL */
@@ -103,5 +103,12 @@ struct backend {
 };
 
 const struct backend *backend_cpu(void);
+
+/* `device` is "cpu", "cuda" or "cuda:1", cards counted as CUDA_VISIBLE_DEVICES shows them; one card
+ * at a time. STATUS_USAGE for another name, STATUS_REFUSED where the build or the machine has none.
+ */
+enum status backend_open(const struct backend **out, const char *device, struct error *err);
+/* After all that lay there was given back. NULL and the CPU are fine. */
+void backend_close(const struct backend *backend);
 
 #endif

@@ -35,7 +35,7 @@ static void sample(const struct mask_source *source, struct matrix_view w, enum 
 static float decay_value(struct mask_decay decay) {
   if (!decay.squares) return (float)decay.factor;
   const double norm = sqrt(*decay.squares);
-  return norm > 0 ? (float)(decay.factor / (norm * norm)) : 0;
+  return norm > 0 ? (float)(decay.factor / norm) : 0;
 }
 
 static void backward(const struct mask_source *source, struct matrix_view w, const float *dw,

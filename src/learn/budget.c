@@ -32,6 +32,7 @@ static void set_codes(struct learner *l) {
       for (int64_t g = 0; g < mask_group_count(m); g++)
         mask_set_code(m, row, g, sparse_candidate_code[(row + g) % SPARSE_CANDIDATES]);
   }
+  learner_masks_changed(l);
 }
 
 static enum status time_steps(struct learn_budget *b, struct learner *l,

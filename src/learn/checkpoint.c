@@ -21,16 +21,31 @@ static const char *const previous_name = "checkpoint.previous.safetensors";
 
 /* --- the table --- */
 
+/* A tensor in the backend's memory, where that is not the host's: it comes through `room` in
+ * pieces. */
+enum { PIECE_BYTES = 16 << 20 };
+struct far_tensor {
+  const struct backend *ops;
+  const uint8_t *data;
+  size_t bytes;
+  uint8_t *room; /* (PIECE_BYTES), the table's */
+};
+
 struct table {
-  struct tensor_source *items; /* `data` points into the learner or the state */
+  struct tensor_source *items; /* `data` points into the learner or the state; or `ctx` is far */
   size_t count, capacity;
-  uint32_t *crc; /* (count) */
+  uint32_t *crc;          /* (count) */
+  struct far_tensor *far; /* room for all that may be */
+  size_t far_count;
+  uint8_t *room;
 };
 
 static void table_free(struct table *t) {
   for (size_t i = 0; i < t->count; i++) free((char *)t->items[i].name);
   free(t->items);
   free(t->crc);
+  mem_free(t->far);
+  mem_free(t->room);
   *t = (struct table){0};
 }
 
@@ -53,19 +68,59 @@ static enum status add(struct table *t, struct error *err, const char *prefix, c
   return STATUS_OK;
 }
 
+/* Calls `take` for one piece after the other. */
+static enum status bring_pieces(const struct far_tensor *far,
+                                enum status (*take)(void *ctx, const void *piece, size_t bytes,
+                                                    struct error *err),
+                                void *ctx, struct error *err) {
+  enum status status = STATUS_OK;
+  for (size_t at = 0; at < far->bytes && status == STATUS_OK; at += PIECE_BYTES) {
+    const size_t bytes = far->bytes - at < PIECE_BYTES ? far->bytes - at : PIECE_BYTES;
+    status = far->ops->download(far->room, far->data + at, bytes, err);
+    if (status == STATUS_OK) status = take(ctx, far->room, bytes, err);
+  }
+  return status;
+}
+
+static enum status put_piece(void *ctx, const void *piece, size_t bytes, struct error *err) {
+  return file_writer_put(ctx, piece, bytes, err);
+}
+static enum status produce_far(void *ctx, struct file_writer *out, struct error *err) {
+  return bring_pieces(ctx, put_piece, out, err);
+}
+
+/* An array of the groups, wherever it lies. */
+static enum status add_logits(struct table *t, const struct group_logits *g, const char *prefix,
+                              const char *name, int planes, float *data, struct error *err) {
+  const int64_t blocks = mask_row_blocks(g->cols) * MASK_BLOCK;
+  enum status status = add(t, err, prefix, name, DTYPE_F32, g->rows, blocks, planes, data);
+  if (status != STATUS_OK || g->ops->is_host) return status;
+  struct tensor_source *item = &t->items[t->count - 1];
+  struct far_tensor *far = &t->far[t->far_count++];
+  *far = (struct far_tensor){g->ops, (const uint8_t *)data,
+                             (size_t)(g->rows * blocks * planes) * sizeof *data, t->room};
+  item->data = NULL;
+  item->produce = produce_far;
+  item->ctx = far;
+  return STATUS_OK;
+}
+
+static enum status make_far(struct table *t, const struct learner *l, struct error *err) {
+  if (l->ops->is_host) return STATUS_OK;
+  t->far = mem_alloc(3 * (size_t)l->site_count, sizeof *t->far, err);
+  t->room = mem_alloc(PIECE_BYTES, 1, err);
+  return t->far && t->room ? STATUS_OK : STATUS_FAILED;
+}
+
 static enum status add_site(struct table *t, const struct learner *l, const struct learn_site *s,
                             const struct mask_matrix *best, struct error *err) {
   const struct group_logits *g = &s->groups;
   const char *name = s->mask.name;
   enum status status = STATUS_OK;
   if (learn_uses_groups(&l->settings)) {
-    const int64_t blocks = mask_row_blocks(g->cols) * MASK_BLOCK;
-    status = add(t, err, "logit.", name, DTYPE_F32, g->rows, blocks, MASK_STORED, g->logit);
-    if (!status)
-      status = add(t, err, "moment1.", name, DTYPE_F32, g->rows, blocks, MASK_STORED, g->moment1);
-    if (!status)
-      status =
-          add(t, err, "moment2.", name, DTYPE_F32, g->rows, blocks, MASK_STORED + 1, g->moment2);
+    status = add_logits(t, g, "logit.", name, MASK_STORED, g->logit, err);
+    if (!status) status = add_logits(t, g, "moment1.", name, MASK_STORED, g->moment1, err);
+    if (!status) status = add_logits(t, g, "moment2.", name, MASK_STORED + 1, g->moment2, err);
   }
   if (!status)
     status = add(t, err, "best.codes.", name, DTYPE_U8, best->rows, mask_code_stride(best), 0,
@@ -79,8 +134,8 @@ static enum status add_site(struct table *t, const struct learner *l, const stru
 static enum status table_make(struct table *t, const struct learner *l,
                               const struct run_state *state, struct error *err) {
   const struct tile_logits *tiles = &l->tiles;
-  enum status status = STATUS_OK;
-  if (learn_uses_tiles(&l->settings)) {
+  enum status status = make_far(t, l, err);
+  if (status == STATUS_OK && learn_uses_tiles(&l->settings)) {
     status = add(t, err, "", "tiles.logit", DTYPE_F32, tiles->count, 0, 0, tiles->logit);
     if (!status)
       status = add(t, err, "", "tiles.moment1", DTYPE_F32, tiles->count, 0, 0, tiles->moment1);
@@ -102,6 +157,29 @@ static size_t source_bytes(const struct tensor_source *s) {
 
 static uint32_t checksum(const void *data, size_t bytes) {
   return (uint32_t)crc32_z(0, data, bytes);
+}
+
+static enum status sum_piece(void *ctx, const void *piece, size_t bytes, struct error *err) {
+  uint32_t *crc = ctx;
+  (void)err;
+  *crc = (uint32_t)crc32_z(*crc, piece, bytes);
+  return STATUS_OK;
+}
+
+static enum status sum_item(const struct tensor_source *item, uint32_t *crc, struct error *err) {
+  *crc = 0;
+  if (item->ctx) return bring_pieces(item->ctx, sum_piece, crc, err);
+  *crc = checksum(item->data, source_bytes(item));
+  return STATUS_OK;
+}
+
+/* The bytes of a file's tensor to where they belong. */
+static enum status fill_item(const struct tensor_source *item, const struct stored_tensor *t,
+                             struct error *err) {
+  const struct far_tensor *far = item->ctx;
+  if (far) return far->ops->upload((void *)far->data, t->data, t->size_bytes, err);
+  memcpy((void *)item->data, t->data, t->size_bytes);
+  return STATUS_OK;
 }
 
 /* --- the numbers, as text in the metadata: hexadecimal floats keep every bit --- */
@@ -165,9 +243,10 @@ enum status checkpoint_save(const struct learner *l, const struct run_state *sta
   enum status status = table_make(&table, l, state, err);
   if (status == STATUS_OK) {
     size_t count = table.count;
-    for (size_t i = 0; i < count; i++)
-      table.crc[i] = checksum(table.items[i].data, source_bytes(&table.items[i]));
-    status = add(&table, err, "", "crc32", DTYPE_U32, (int64_t)count, 0, 0, table.crc);
+    for (size_t i = 0; i < count && status == STATUS_OK; i++)
+      status = sum_item(&table.items[i], &table.crc[i], err);
+    if (status == STATUS_OK)
+      status = add(&table, err, "", "crc32", DTYPE_U32, (int64_t)count, 0, 0, table.crc);
   }
   if (status == STATUS_OK) status = keep_previous(current, previous, err);
   if (status == STATUS_OK) status = safetensors_write(current, table.items, table.count, meta, err);
@@ -248,10 +327,9 @@ static enum status load_file(struct learner *l, struct run_state *state, const c
     status = check_tensor(safetensors_find(file, table.items[i].name), &table.items[i],
                           table.crc[i], path, err);
   if (status != STATUS_OK) goto out;
-  for (size_t i = 0; i < table.count; i++) {
-    const struct stored_tensor *t = safetensors_find(file, table.items[i].name);
-    memcpy((void *)table.items[i].data, t->data, t->size_bytes);
-  }
+  for (size_t i = 0; i < table.count && status == STATUS_OK; i++)
+    status = fill_item(&table.items[i], safetensors_find(file, table.items[i].name), err);
+  if (status != STATUS_OK) goto out;
   *state = numbers;
   l->step = step;
 out:

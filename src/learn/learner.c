@@ -28,7 +28,7 @@ static enum status init_site(struct learner *l, int index, struct error *err) {
   enum status status = mask_matrix_init_hybrid(&s->mask, site->name, rows, cols, set->tile_rows,
                                                set->tile_cols, err);
   if (status == STATUS_OK && learn_uses_groups(set))
-    status = groups_init(&s->groups, rows, cols, err);
+    status = groups_init(&s->groups, l->ops, rows, cols, err);
   return status;
 }
 
@@ -117,40 +117,52 @@ static enum status init_scratch(struct learner *l, struct error *err) {
   int64_t largest = 0;
   for (int i = 0; i < l->site_count; i++)
     if (site_weights(l->sites[i].site) > largest) largest = site_weights(l->sites[i].site);
-  l->masked = mem_alloc((size_t)largest, sizeof(float), err);
-  l->gradient = mem_alloc((size_t)largest, sizeof(float), err);
   l->ids = mem_alloc((size_t)(s->micro * s->window), sizeof *l->ids, err);
-  if (!l->masked || !l->gradient || !l->ids) return err->status;
-  enum status status = model_workspace_new(
-      &l->workspace, l->model, (struct model_shape){s->micro, s->window}, true, false, err);
+  if (!l->ids) return STATUS_FAILED;
+  enum status status = learner_place(l, largest, err);
+  if (status != STATUS_OK) return status;
+  status = model_workspace_new(&l->workspace, l->runs, (struct model_shape){s->micro, s->window},
+                               true, false, err);
   if (status == STATUS_OK && s->distill > 0) status = model_workspace_distill(l->workspace, err);
   if (!status) model_workspace_set_precision(l->workspace, (enum precision)s->precision);
   return status;
 }
 
+static double measure_site(const struct learn_site *s, float *row) {
+  double squares = 0;
+  for (int64_t r = 0; r < s->mask.rows; r++) {
+    linear_row(&s->site->weight, r, row);
+    squares += sum_squares(row, s->mask.cols);
+  }
+  return squares;
+}
+
 /* ||W|| of every site, for the regularizers; finds weights that are no numbers on the way. */
 static enum status measure_weights(struct learner *l, struct error *err) {
-  for (int i = 0; i < l->site_count; i++) {
+  int64_t widest = 0;
+  for (int i = 0; i < l->site_count; i++)
+    if (l->sites[i].mask.cols > widest) widest = l->sites[i].mask.cols;
+  float *row = mem_alloc((size_t)widest, sizeof *row, err);
+  enum status status = row ? STATUS_OK : STATUS_FAILED;
+  for (int i = 0; i < l->site_count && status == STATUS_OK; i++) {
     struct learn_site *s = &l->sites[i];
-    s->weight_squares = 0;
-    for (int64_t row = 0; row < s->mask.rows; row++) {
-      linear_row(&s->site->weight, row, l->masked);
-      s->weight_squares += sum_squares(l->masked, s->mask.cols);
-    }
+    s->weight_squares = measure_site(s, row);
     if (!isfinite(s->weight_squares))
-      return error_set(err, STATUS_REFUSED,
-                       "%s of %s holds NaN or infinity: a mask cannot be learned on it",
-                       s->site->name, model_path(l->model));
+      status = error_set(err, STATUS_REFUSED,
+                         "%s of %s holds NaN or infinity: a mask cannot be learned on it",
+                         s->site->name, model_path(l->model));
     l->weight_squares += s->weight_squares;
     l->weight_norms += sqrt(s->weight_squares);
   }
-  return STATUS_OK;
+  mem_free(row);
+  return status;
 }
 
 enum status learner_init(struct learner *l, const struct model *model,
                          const struct learn_settings *settings, const bool *skip,
                          struct error *err) {
   *l = (struct learner){.model = model, .settings = *settings, .formed = -1};
+  l->ops = settings->backend ? settings->backend : backend_cpu();
   enum status status = init_sites(l, skip, err);
   if (status == STATUS_OK && learn_uses_tiles(settings)) status = init_tiles(l, err);
   if (status == STATUS_OK) status = init_scratch(l, err);
@@ -160,6 +172,8 @@ enum status learner_init(struct learner *l, const struct model *model,
 }
 
 void learner_free(struct learner *l) {
+  if (l->workspace) model_workspace_free(l->workspace);
+  learner_unplace(l);
   for (int i = 0; i < l->site_count; i++) {
     mask_matrix_free(&l->sites[i].mask);
     groups_free(&l->sites[i].groups);
@@ -167,10 +181,7 @@ void learner_free(struct learner *l) {
   tiles_free(&l->tiles);
   mem_free(l->sites);
   mem_free(l->site_of);
-  mem_free(l->masked);
-  mem_free(l->gradient);
   mem_free(l->ids);
-  if (l->workspace) model_workspace_free(l->workspace);
   *l = (struct learner){0};
 }
 
@@ -202,31 +213,21 @@ void learner_place_tiles(struct learner *l, const bool *dense) {
     for (int64_t k = 0; k < mask_tile_count(&s->mask); k++)
       s->mask.tiles[k] = dense[s->first_tile + k];
   }
-}
-
-int64_t learner_harden_groups(struct learner *l) {
-  int64_t changed = 0;
-  if (!learn_uses_groups(&l->settings)) return 0;
-  for (int i = 0; i < l->site_count; i++) {
-    struct mask_matrix *m = &l->sites[i].mask;
-    changed += mask_harden(l->sites[i].groups.logit, m->rows, m->cols, m->codes);
-  }
-  return changed;
+  learner_masks_changed(l);
 }
 
 enum status learner_harden(struct learner *l, bool project, double *density_before, int64_t *moved,
                            struct error *err) {
   *density_before = 1 - l->settings.sparsity;
   *moved = 0;
-  learner_harden_groups(l);
-  if (!learn_uses_tiles(&l->settings)) return STATUS_OK;
+  enum status status = learner_harden_groups(l, err);
+  if (status != STATUS_OK || !learn_uses_tiles(&l->settings)) return status;
   bool *dense = mem_alloc((size_t)l->tiles.count, sizeof *dense, err);
   if (!dense) return err->status;
   int64_t last = l->step > 0 ? l->step - 1 : 0;
   tiles_harden(&l->tiles, schedule_relaxation(&l->settings.tile, last, l->settings.steps),
                (enum learn_density)l->settings.density, dense);
   *density_before = tiles_hard_density(&l->tiles, dense);
-  enum status status = STATUS_OK;
   if (project) status = tiles_project(&l->tiles, l->tiles.logit, dense, moved, err);
   learner_place_tiles(l, dense);
   mem_free(dense);
@@ -238,9 +239,8 @@ static const struct linear_weight *hard_weight(void *ctx, const struct linear_si
   struct learner *l = ctx;
   if (l->site_of[site->index] < 0) return NULL;
   struct learn_site *s = &l->sites[l->site_of[site->index]];
-  const struct matrix_view *w = &site->weight.dense;
-  if (w->dtype != DTYPE_F32) dtype_to_f32(w->dtype, w->data, w->rows * w->cols, l->masked);
-  mask_apply(&s->mask, w->dtype == DTYPE_F32 ? w->data : l->masked, l->masked);
+  l->ops->mask_keep(site->weight.dense, s->codes, s->dense, s->mask.tile_rows, s->mask.tile_cols,
+                    l->masked);
   l->masked_weight.dense = (struct matrix_view){l->masked, DTYPE_F32, s->mask.rows, s->mask.cols};
   return &l->masked_weight;
 }
@@ -253,13 +253,13 @@ enum status learner_loss(struct learner *l, const struct windows *windows, const
   l->formed = -1;
   float *each = mem_alloc((size_t)(most * (length - 1)), sizeof *each, err);
   if (!each) return err->status;
-  enum status status = STATUS_OK;
+  enum status status = learner_send_masks(l, err);
   for (int64_t first = 0; first < count && status == STATUS_OK; first += most) {
     int64_t here = count - first < most ? count - first : most;
     for (int64_t i = 0; i < here; i++)
       memcpy(l->ids + i * length, windows_at(windows, which[first + i]),
              (size_t)length * sizeof *l->ids);
-    status = model_nll(l->model, l->ids, (struct model_shape){here, length}, dense ? NULL : &tap,
+    status = model_nll(l->runs, l->ids, (struct model_shape){here, length}, dense ? NULL : &tap,
                        l->workspace, each, err);
     for (int64_t i = 0; status == STATUS_OK && i < here * (length - 1); i++) sum += each[i];
   }

@@ -15,10 +15,10 @@
 struct learn_site {
   const struct linear_site *site;
   struct mask_matrix mask;    /* tiles and codes: frozen, or what the logits harden to */
+  uint8_t *codes, *dense;     /* the same codes and tiles in the backend's memory */
   struct group_logits groups; /* joint and maskllm */
   int64_t first_tile;         /* of this linear in learner.tiles */
   double weight_squares;      /* ||W||^2 */
-  double masked_squares;      /* sum of (w M)^2 in the sample of the forward pass at hand */
 };
 
 struct learner {
@@ -32,9 +32,22 @@ struct learner {
   double weight_squares, weight_norms; /* sums over sites of ||W||^2 and ||W|| */
   int64_t step;                        /* steps done */
 
+  /* where it runs: place.c */
+  const struct backend *ops;
+  struct model *placed;     /* the model in the backend's memory, unless that is the host's */
+  const struct model *runs; /* the model that passes run over: `placed`, or `model` */
+  bool masks_changed;       /* on the host, since they were sent to the backend */
   struct model_workspace *workspace;
-  float *masked;                      /* (largest linear) W * M, f32, or bf16 in its front half */
-  float *gradient;                    /* (largest linear) dL/d(W * M) */
+  /* in the backend's memory: */
+  void *masked;    /* (largest linear) W * M, f32, or bf16 in its front half */
+  float *gradient; /* (largest linear) dL/d(W * M) */
+  double *sums;    /* (site_count) sum of (w M)^2 in the sample of the forward pass at hand */
+  double *gradient_squares; /* (site_count) of the logits' gradients */
+  uint64_t *flips;          /* (1) groups whose argmax changed in the update */
+  float *tile_soft;         /* (tiles.count) T of the sample in use */
+  double *tile_gradient;    /* (tiles.count) dL/dT */
+  double *host_sums;        /* (site_count + 1) the host's, for bringing sums there */
+
   struct linear_weight masked_weight; /* what the tap answers with */
   int formed;                         /* the site whose W * M is in `masked`, -1 = none */
   double mask_seconds;                /* spent on masks in this step */
@@ -83,13 +96,27 @@ enum status learner_step(struct learner *l, const struct windows *windows, const
  * projection, *moved the number of tiles it changed. */
 enum status learner_harden(struct learner *l, bool project, double *density_before, int64_t *moved,
                            struct error *err);
-/* The argmax candidates into the sites' codes. Returns how many groups changed. */
-int64_t learner_harden_groups(struct learner *l);
+/* The argmax candidates into the sites' codes. */
+enum status learner_harden_groups(struct learner *l, struct error *err);
+/* To be called when the sites' masks were changed by others than these functions. */
+void learner_masks_changed(struct learner *l);
 /* Writes a choice of tiles (tiles.count) into the sites' masks. */
 void learner_place_tiles(struct learner *l, const bool *dense);
 /* Mean nll per predicted token over windows `which` (count): with the sites' hard masks, or of the
  * dense model. */
 enum status learner_loss(struct learner *l, const struct windows *windows, const int64_t *which,
                          int64_t count, bool dense, double *nll, struct error *err);
+
+/* --- place.c: between the host and the backend; on the CPU there is nothing to copy --- */
+
+/* All that lies in the backend's memory but the logits; `largest` linear in weights. */
+enum status learner_place(struct learner *l, int64_t largest, struct error *err);
+void learner_unplace(struct learner *l);
+/* The sites' masks, where they changed; T of the sample that was drawn, with zero gradients. */
+enum status learner_send_masks(struct learner *l, struct error *err);
+enum status learner_send_sample(struct learner *l, struct error *err);
+/* dL/dT into tiles.soft_gradient; `count` of the sums into host_sums. */
+enum status learner_take_tile_gradient(struct learner *l, struct error *err);
+enum status learner_take_sums(struct learner *l, const double *sums, int count, struct error *err);
 
 #endif

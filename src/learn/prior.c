@@ -249,7 +249,8 @@ static enum status apply_tiles(const struct mask_set *prior, struct learner *l, 
 /* --- 2:4 logits --- */
 
 struct group_job {
-  struct learn_site *site;
+  const struct learn_site *site;
+  float *logit; /* (rows, blocks, 5, 16), the host's */
   const struct mask_matrix *prior;
   const struct learn_settings *settings;
 };
@@ -292,16 +293,37 @@ static void apply_group_row(void *ctx, int64_t row, int worker) {
     if (random) group_normals(job, (uint64_t)(row * groups + i), normals);
     for (int k = 0; k < K; k++)
       logits[k] = (float)(set->init_std * normals[k] + size * (double)(overlap(k, code) - 1));
-    groups_set(&job->site->groups, row, i, logits);
+    groups_set(job->logit, job->prior->cols, row, i, logits);
   }
 }
 
-static void apply_groups(const struct mask_set *prior, struct learner *l) {
+/* Logits are made on the host: in place, or in `room` on their way to where they lie. */
+static enum status apply_site_groups(const struct mask_set *prior, struct learner *l,
+                                     struct learn_site *s, float *room, struct error *err) {
+  const struct group_logits *g = &s->groups;
+  struct group_job job = {s, room ? room : g->logit, mask_set_find(prior, s->mask.name),
+                          &l->settings};
+  const size_t bytes = (size_t)mask_logit_count(g->rows, g->cols) * sizeof *room;
+  if (room) memset(room, 0, bytes);
+  parallel_for(s->mask.rows, apply_group_row, &job);
+  return room ? l->ops->upload(g->logit, room, bytes, err) : STATUS_OK;
+}
+
+static enum status apply_groups(const struct mask_set *prior, struct learner *l,
+                                struct error *err) {
+  int64_t most = 0;
+  float *room = NULL;
+  enum status status = STATUS_OK;
   for (int i = 0; i < l->site_count; i++) {
-    struct learn_site *s = &l->sites[i];
-    struct group_job job = {s, mask_set_find(prior, s->mask.name), &l->settings};
-    parallel_for(s->mask.rows, apply_group_row, &job);
+    const int64_t count = mask_logit_count(l->sites[i].mask.rows, l->sites[i].mask.cols);
+    if (count > most) most = count;
   }
+  if (!l->ops->is_host && !(room = mem_alloc((size_t)most, sizeof *room, err)))
+    return STATUS_FAILED;
+  for (int i = 0; i < l->site_count && status == STATUS_OK; i++)
+    status = apply_site_groups(prior, l, &l->sites[i], room, err);
+  mem_free(room);
+  return status;
 }
 
 enum status prior_apply(const struct mask_set *prior, struct learner *l, struct error *err) {
@@ -311,7 +333,8 @@ enum status prior_apply(const struct mask_set *prior, struct learner *l, struct 
     memcpy(m->codes, mask_set_find(prior, m->name)->codes, (size_t)(m->rows * mask_code_stride(m)));
   }
   if (learn_uses_tiles(&l->settings)) status = apply_tiles(prior, l, err);
-  if (learn_uses_groups(&l->settings)) apply_groups(prior, l);
+  learner_masks_changed(l);
+  if (status == STATUS_OK && learn_uses_groups(&l->settings)) status = apply_groups(prior, l, err);
   return status;
 }
 
@@ -325,6 +348,7 @@ enum status prior_harden(const struct mask_set *prior, struct learner *l, struct
       memcpy(t->soft + l->sites[i].first_tile, from->tile_scores,
              (size_t)mask_tile_count(m) * sizeof(float));
   }
+  learner_masks_changed(l);
   if (!learn_uses_tiles(&l->settings)) return STATUS_OK;
   bool *dense = mem_alloc((size_t)t->count, sizeof *dense, err);
   if (!dense) return err->status;

@@ -194,7 +194,8 @@ static enum status start_or_continue(struct run *run, struct error *err) {
     memcpy(m->codes, mask_set_find(&run->prior, m->name)->codes,
            (size_t)(m->rows * mask_code_stride(m)));
   }
-  learner_harden_groups(l);
+  learner_masks_changed(l);
+  if ((status = learner_harden_groups(l, err)) != STATUS_OK) return status;
   log_info("going on after step %lld of %lld", (long long)l->step, (long long)l->settings.steps);
   status = run_record_cut(&run->directory, run->state.record_bytes, err);
   return status == STATUS_OK ? open_journal(run, err) : status;

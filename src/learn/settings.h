@@ -48,6 +48,7 @@ struct learn_anneal {
 };
 
 struct cost_table; /* learn/cost.h */
+struct backend;    /* kernel/backend.h */
 
 struct learn_settings {
   enum learn_mode mode;
@@ -56,6 +57,8 @@ struct learn_settings {
    * what 2:4 tiles spread evenly would have, and `costs` (not owned) is not NULL. */
   double speedup;
   const struct cost_table *costs;
+  const struct backend *backend; /* where it runs (not owned, no part of a run's identity); NULL:
+                                    on the CPU */
   int64_t tile_rows, tile_cols;
   bool per_block; /* every transformer block has the target density */
   uint64_t seed;

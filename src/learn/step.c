@@ -18,8 +18,8 @@ static struct mask_source site_source(const struct learner *l, const struct lear
       .tile_rows = s->mask.tile_rows,
       .tile_cols = s->mask.tile_cols,
       .logits = learn_uses_groups(set) ? s->groups.logit : NULL,
-      .codes = learn_uses_groups(set) ? NULL : s->mask.codes,
-      .tile_soft = learn_uses_tiles(set) ? l->tiles.soft + s->first_tile : NULL,
+      .codes = learn_uses_groups(set) ? NULL : s->codes,
+      .tile_soft = learn_uses_tiles(set) ? l->tile_soft + s->first_tile : NULL,
       .kappa = (float)l->relax_24.kappa,
       .tau = (float)l->relax_24.tau,
       .noise = l->noise,
@@ -36,12 +36,13 @@ static enum dtype masked_dtype(const struct learner *l) {
 
 /* W * M of the current sample in l->masked: in the forward pass, for in the backward pass it is a
  * by-product of the masks' gradients. */
-static void form_masked(struct learner *l, struct learn_site *s) {
-  if (l->formed == s->site->index) return;
+static void form_masked(struct learner *l, struct learn_site *s, const struct linear_site *site) {
+  if (l->formed == site->index) return;
   const struct mask_source source = site_source(l, s);
   const double start = clock_seconds();
-  s->masked_squares = mask_sample(&source, s->site->weight.dense, masked_dtype(l), l->masked);
-  l->formed = s->site->index;
+  l->ops->mask_sample(&source, site->weight.dense, masked_dtype(l), l->masked,
+                      &l->sums[s - l->sites]);
+  l->formed = site->index;
   l->mask_seconds += clock_seconds() - start;
 }
 
@@ -55,30 +56,47 @@ static const struct linear_weight *soft_weight(void *ctx, const struct linear_si
   struct learner *l = ctx;
   struct learn_site *s = learned_site(l, site);
   if (!s) return NULL;
-  form_masked(l, s);
+  form_masked(l, s, site);
   l->masked_weight.dense =
       (struct matrix_view){l->masked, masked_dtype(l), s->mask.rows, s->mask.cols};
   return &l->masked_weight;
 }
 
 /* Every R depends on a linear through the sum of its (w M)^2: twice the derivative of -weight * R
- * by that sum, which is what (w M) is multiplied with in the gradient. Adds this linear's part of R
- * to the step's value. */
-static float regularizer_slope(struct learner *l, const struct learn_site *s) {
-  const double weight = l->regularizer_weight, kept = s->masked_squares, norm = sqrt(kept);
-  const double share = (double)l->settings.micro / (double)l->settings.batch;
+ * by that sum, which is what (w M) is multiplied with in the gradient. */
+static struct mask_decay regularizer_slope(const struct learner *l, const struct learn_site *s) {
+  const double weight = l->regularizer_weight;
   const double norms = learn_uses_tiles(&l->settings) ? l->weight_norms : 1;
   switch (l->settings.regularizer) {
     case REGULARIZER_PAPER:
-      l->regularizer_value += share * kept / l->weight_squares;
-      return (float)(-weight * 2 / l->weight_squares);
+      return (struct mask_decay){-weight * 2 / l->weight_squares, NULL};
     case REGULARIZER_REFERENCE:
-      l->regularizer_value += share * norm / norms;
-      return norm > 0 ? (float)(-weight / (norm * norms)) : 0;
+      return (struct mask_decay){-weight / norms, &l->sums[s - l->sites]};
     default:
-      l->regularizer_value += share * kept;
-      return (float)(-weight * 2);
+      return (struct mask_decay){-weight * 2, NULL};
   }
+}
+
+/* Adds R of the sample to the step's value. */
+static enum status add_regularizer(struct learner *l, struct error *err) {
+  const double share = (double)l->settings.micro / (double)l->settings.batch;
+  const double norms = learn_uses_tiles(&l->settings) ? l->weight_norms : 1;
+  if (l->regularizer_weight == 0) return STATUS_OK;
+  enum status status = learner_take_sums(l, l->sums, l->site_count, err);
+  for (int i = l->site_count - 1; i >= 0 && status == STATUS_OK; i--) {
+    const double kept = l->host_sums[i];
+    switch (l->settings.regularizer) {
+      case REGULARIZER_PAPER:
+        l->regularizer_value += share * kept / l->weight_squares;
+        break;
+      case REGULARIZER_REFERENCE:
+        l->regularizer_value += share * sqrt(kept) / norms;
+        break;
+      default:
+        l->regularizer_value += share * kept;
+    }
+  }
+  return status;
 }
 
 static void take_gradient(void *ctx, const struct linear_site *site, const float *x,
@@ -86,24 +104,23 @@ static void take_gradient(void *ctx, const struct linear_site *site, const float
   struct learner *l = ctx;
   struct learn_site *s = learned_site(l, site);
   if (!s) return;
-  float slope = 0;
+  struct mask_decay slope = {0, NULL};
   if (l->regularizer_weight != 0) slope = regularizer_slope(l, s);
-  linear_backward_weight(dy, x, tokens, s->mask.rows, s->mask.cols,
-                         (enum precision)l->settings.precision, l->gradient, false);
+  l->ops->linear_backward_weight(dy, x, tokens, s->mask.rows, s->mask.cols,
+                                 (enum precision)l->settings.precision, l->gradient, false);
   const struct mask_source source = site_source(l, s);
-  double *soft_gradient =
-      learn_uses_tiles(&l->settings) ? l->tiles.soft_gradient + s->first_tile : NULL;
+  double *soft_gradient = learn_uses_tiles(&l->settings) ? l->tile_gradient + s->first_tile : NULL;
   const double start = clock_seconds();
   /* the first micro-batch of a step overwrites what the last step left */
-  mask_backward(&source, site->weight.dense, l->gradient, slope, l->micro > 0, s->groups.gradient,
-                soft_gradient, masked_dtype(l), l->masked);
+  l->ops->mask_backward(&source, site->weight.dense, l->gradient, slope, l->micro > 0,
+                        s->groups.gradient, soft_gradient, masked_dtype(l), l->masked);
   l->formed = site->index;
   l->mask_seconds += clock_seconds() - start;
 }
 
 /* --- micro-batches --- */
 
-static void draw_sample(struct learner *l, int64_t micro) {
+static enum status draw_sample(struct learner *l, int64_t micro, struct error *err) {
   const struct learn_settings *s = &l->settings;
   const int64_t micros = s->batch / s->micro;
   const uint64_t sample = (uint64_t)(s->noise == NOISE_STEP ? l->step : l->step * micros + micro);
@@ -111,12 +128,13 @@ static void draw_sample(struct learner *l, int64_t micro) {
   l->draw = (uint32_t)sample; /* settings keep it below 2^32 */
   l->micro = micro;
   l->formed = -1;
-  if (!learn_uses_tiles(s)) return;
+  if (!learn_uses_tiles(s)) return STATUS_OK;
   if (s->noise == NOISE_NONE)
     tiles_clear_noise(&l->tiles);
   else
     tiles_draw_noise(&l->tiles, s->seed, sample);
   tiles_relax(&l->tiles, l->relax_tile, (enum learn_density)s->density);
+  return learner_send_sample(l, err);
 }
 
 static void gather_ids(struct learner *l, const struct windows *windows, const int64_t *train,
@@ -140,10 +158,13 @@ static enum status run_micros(struct learner *l, const struct windows *windows,
   *sums = (struct model_losses){0, 0};
   for (int64_t m = 0; m < micros; m++) {
     struct model_losses here;
-    draw_sample(l, m);
+    enum status status = draw_sample(l, m, err);
+    if (status != STATUS_OK) return status;
     gather_ids(l, windows, train, train_count, m);
-    enum status status =
-        model_distill(l->model, l->ids, shape, scale, s->distill, &tap, l->workspace, &here, err);
+    status =
+        model_distill(l->runs, l->ids, shape, scale, s->distill, &tap, l->workspace, &here, err);
+    if (status == STATUS_OK) status = add_regularizer(l, err);
+    if (status == STATUS_OK && learn_uses_tiles(s)) status = learner_take_tile_gradient(l, err);
     if (status != STATUS_OK) return status;
     sums->nll += here.nll;
     sums->kl += here.kl;
@@ -155,18 +176,24 @@ static enum status run_micros(struct learner *l, const struct windows *windows,
 
 /* --- the update --- */
 
-static double gradient_norm(const struct learner *l) {
+static enum status gradient_norm(struct learner *l, double *norm, struct error *err) {
   double squares =
       learn_uses_tiles(&l->settings) ? sum_squares(l->tiles.gradient, l->tiles.count) : 0;
-  if (learn_uses_groups(&l->settings))
+  enum status status = STATUS_OK;
+  if (learn_uses_groups(&l->settings)) {
     for (int i = 0; i < l->site_count; i++)
-      squares += mask_gradient_squares(l->sites[i].groups.gradient, l->sites[i].mask.rows,
-                                       l->sites[i].mask.cols);
-  return sqrt(squares);
+      l->ops->mask_gradient_squares(l->sites[i].groups.gradient, l->sites[i].mask.rows,
+                                    l->sites[i].mask.cols, &l->gradient_squares[i]);
+    status = learner_take_sums(l, l->gradient_squares, l->site_count, err);
+    for (int i = 0; i < l->site_count && status == STATUS_OK; i++) squares += l->host_sums[i];
+  }
+  *norm = sqrt(squares);
+  return status;
 }
 
-/* Returns how many groups' hard choices changed. */
-static int64_t update(struct learner *l, double rate, double norm) {
+/* *flips gets how many groups' hard choices changed. */
+static enum status update(struct learner *l, double rate, double norm, int64_t *flips,
+                          struct error *err) {
   const struct learn_settings *s = &l->settings;
   struct mask_adamw a = {.rate = (float)(s->lr_tile * rate),
                          .beta1 = (float)s->beta1,
@@ -177,15 +204,16 @@ static int64_t update(struct learner *l, double rate, double norm) {
                          .step = l->step + 1};
   struct tile_logits *t = &l->tiles;
   if (learn_uses_tiles(s)) adamw_step(&a, t->count, t->gradient, t->logit, t->moment1, t->moment2);
-  int64_t flips = 0;
-  if (!learn_uses_groups(s)) return flips;
+  *flips = 0;
+  if (!learn_uses_groups(s)) return STATUS_OK;
   a.rate = (float)(s->lr_24 * rate);
+  l->ops->clear(l->flips, sizeof *l->flips);
   for (int i = 0; i < l->site_count; i++) {
     struct group_logits *g = &l->sites[i].groups;
-    flips += mask_adamw_step(&a, g->rows, g->cols, g->gradient, g->logit, g->moment1, g->moment2,
-                             l->sites[i].mask.codes);
+    l->ops->mask_adamw_step(&a, g->rows, g->cols, g->gradient, g->logit, g->moment1, g->moment2,
+                            l->sites[i].codes, l->flips);
   }
-  return flips;
+  return l->ops->download(flips, l->flips, sizeof *flips, err);
 }
 
 static enum status diverged(const struct learner *l, const char *what, double value,
@@ -208,14 +236,17 @@ enum status learner_gradient(struct learner *l, const struct windows *windows, c
   l->regularizer_weight = schedule_regularizer(s, l->step) * (double)s->micro / (double)s->batch;
   l->regularizer_value = 0;
   if (learn_uses_tiles(s)) memset(l->tiles.gradient, 0, (size_t)l->tiles.count * sizeof(float));
-  enum status status = run_micros(l, windows, train, train_count, &sums, err);
+  double norm = 0;
+  enum status status = learner_send_masks(l, err);
+  if (status == STATUS_OK) status = run_micros(l, windows, train, train_count, &sums, err);
+  if (status == STATUS_OK) status = gradient_norm(l, &norm, err);
   if (status != STATUS_OK) return status;
   *result = (struct step_result){
       .loss = sums.nll / predictions,
       .kl = sums.kl / predictions,
       .regularizer = l->regularizer_value,
       .density_soft = learn_uses_tiles(s) ? tiles_density(&l->tiles) : 0.5,
-      .gradient_norm = gradient_norm(l),
+      .gradient_norm = norm,
       .learning_rate = schedule_rate(s, l->step),
   };
   if (!isfinite(result->loss + result->kl))
@@ -231,7 +262,8 @@ enum status learner_step(struct learner *l, const struct windows *windows, const
   enum status status = learner_gradient(l, windows, train, train_count, result, err);
   if (status != STATUS_OK) return status;
   const double start = clock_seconds();
-  result->flips_24 = update(l, result->learning_rate, result->gradient_norm);
+  status = update(l, result->learning_rate, result->gradient_norm, &result->flips_24, err);
+  if (status != STATUS_OK) return status;
   result->mask_seconds = l->mask_seconds + clock_seconds() - start;
   l->step++;
   return STATUS_OK;

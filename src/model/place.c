@@ -30,10 +30,11 @@ static const float *place_floats(struct placing *p, const float *from, int64_t c
   return place(p, from, (size_t)count * sizeof *from);
 }
 
-/* A packed or prepared weight becomes dense in its own element type, zeros and all. */
+/* A packed or prepared weight becomes dense in its own element type, integers in fp32, zeros and
+ * all. */
 static void place_expanded(struct placing *p, struct linear_weight *w) {
   const int64_t rows = linear_rows(w), cols = linear_cols(w);
-  const enum dtype dtype = linear_dtype(w);
+  const enum dtype dtype = dtype_is_native(linear_dtype(w)) ? linear_dtype(w) : DTYPE_F32;
   const size_t size = dtype == DTYPE_F32 ? 4 : 2;
   float *row = mem_alloc((size_t)cols, sizeof *row, p->err);
   uint8_t *dense = mem_alloc((size_t)(rows * cols), size, p->err);
@@ -50,7 +51,7 @@ static void place_expanded(struct placing *p, struct linear_weight *w) {
 
 static void place_weight(struct placing *p, struct linear_weight *w) {
   if (p->status != STATUS_OK) return;
-  if (w->hybrid || w->strips) {
+  if (w->hybrid || w->strips || w->quant || w->integers) {
     place_expanded(p, w);
     return;
   }
@@ -70,9 +71,8 @@ static void place_block(struct placing *p, const struct block_norms *from, struc
 
 static void place_all(struct placing *p, const struct model *host) {
   struct model *m = p->to;
-  const bool tied = m->lm_head.dense.data == m->embed.dense.data && !m->lm_head.strips;
   place_weight(p, &m->embed);
-  if (tied)
+  if (m->config.tied_embeddings)
     m->lm_head = m->embed;
   else
     place_weight(p, &m->lm_head);

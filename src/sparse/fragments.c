@@ -250,20 +250,6 @@ void fragment_release(struct fragment_matrix *f) {
   *f = (struct fragment_matrix){0};
 }
 
-enum status fragment_order(const struct fragment_matrix *f, uint32_t *out, struct error *err) {
-  if (f->tile_bytes / FRAGMENT_OFFSET_UNIT > INT32_MAX)
-    return error_set(err, STATUS_REFUSED, "a matrix of %zu bytes has no order by columns",
-                     f->tile_bytes);
-  for (int64_t s = 0; s < f->strips; s++)
-    for (int64_t i = 0; i < f->tiles_per_strip; i++) {
-      const int64_t at = s * f->tiles_per_strip;
-      const uint64_t unit = fragment_tile_offset(f, s, i) / FRAGMENT_OFFSET_UNIT;
-      out[at + f->columns[at + i]] =
-          (uint32_t)(unit << 1) | (i < (int64_t)f->strip[s].sparse_tiles);
-    }
-  return STATUS_OK;
-}
-
 /* --- and back --- */
 
 void fragment_row(const struct fragment_matrix *f, int64_t row, float *out) {

@@ -43,11 +43,6 @@ void fragment_release(struct fragment_matrix *f);
 /* Row `row` expanded to fp32, zeros included: out (cols). */
 void fragment_row(const struct fragment_matrix *f, int64_t row, float *out);
 
-/* Where the tiles lie for a kernel that takes every strip from left to right: out (strips,
- * tiles_per_strip), by column; bit 0: the tile is 2:4; the other bits: its first byte, from
- * `tiles`, over FRAGMENT_OFFSET_UNIT. STATUS_REFUSED past 4 TiB. */
-enum status fragment_order(const struct fragment_matrix *f, uint32_t *out, struct error *err);
-
 /* Where the strip's i-th tile begins, in bytes from `tiles`. */
 static inline uint64_t fragment_tile_offset(const struct fragment_matrix *f, int64_t strip,
                                             int64_t i) {

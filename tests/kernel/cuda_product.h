@@ -146,9 +146,8 @@ static int64_t product_case_count_wrong(const struct product_case *c, const uint
 }
 
 /* Runs the kernel and compares. */
-static inline int64_t product_case_run(struct product_case *c, void (*kernel)(const void *),
-                                       uint32_t threads, uint32_t order,
-                                       struct simt_report *report) {
+static int64_t product_case_run(struct product_case *c, void (*kernel)(const void *),
+                                uint32_t threads, uint32_t order, struct simt_report *report) {
   const size_t bytes = c->shape.tokens * c->args.y_stride * 2;
   uint16_t *before = test_malloc(bytes);
   memcpy(before, c->y, bytes);

@@ -59,11 +59,11 @@ static void case_open(struct golden_case *c, const json_t *json) {
   c->groups = c->rows * c->cols / 4;
   c->r24 = (struct relaxation){number(json, "kappa24"), number(json, "tau24")};
   c->rtile = (struct relaxation){number(json, "kappa_tile"), number(json, "tau_tile")};
-  must(groups_init(&c->g, c->rows, c->cols, &err), err);
+  must(groups_init(&c->g, backend_cpu(), c->rows, c->cols, &err), err);
   float *p = member(json, "p24"), *u = member(json, "u24");
   for (int64_t i = 0; i < c->groups * K; i++) p[i] = (float)(p[i] + gumbel(u[i]) / c->r24.kappa);
   for (int64_t i = 0; i < c->groups; i++)
-    groups_set(&c->g, i / (c->cols / 4), i % (c->cols / 4), p + i * K);
+    groups_set(c->g.logit, c->cols, i / (c->cols / 4), i % (c->cols / 4), p + i * K);
   must(mask_matrix_init_hybrid(&c->shape, "m", c->rows, c->cols, c->tile, c->tile, &err), err);
   int64_t total = c->rows * c->cols;
   must(tiles_init(&c->tiles_state, &c->shape, (int[]){0}, 1, &total, 1, number(json, "rho"), &err),
@@ -195,11 +195,11 @@ static void adamw_matches_pytorch(void **state) {
     const json_t *json = json_array_get(cases, i);
     int64_t groups = (int64_t)number(json, "groups");
     struct group_logits g;
-    must(groups_init(&g, 1, 4 * groups, &err), err);
+    must(groups_init(&g, backend_cpu(), 1, 4 * groups, &err), err);
     float *p = member(json, "start"), *end = member(json, "end");
     float *first = mem_alloc((size_t)(groups * K), sizeof *first, &err);
     float *second = mem_alloc((size_t)(groups * K), sizeof *second, &err);
-    for (int64_t n = 0; n < groups; n++) groups_set(&g, 0, n, p + n * K);
+    for (int64_t n = 0; n < groups; n++) groups_set(g.logit, g.cols, 0, n, p + n * K);
     struct mask_adamw a = {.rate = (float)number(json, "lr"),
                            .beta1 = (float)number(json, "beta1"),
                            .beta2 = (float)number(json, "beta2"),

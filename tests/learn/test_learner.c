@@ -65,7 +65,7 @@ static void fill_groups(struct group_logits *g, uint64_t seed) {
   for (int64_t row = 0; row < g->rows; row++)
     for (int64_t i = 0; i < mask_row_groups(g->cols); i++) {
       fill_normal(logits, SPARSE_CANDIDATES, seed * 1000003 + (uint64_t)(row * 1000 + i), 0.01f);
-      groups_set(g, row, i, logits);
+      groups_set(g->logit, g->cols, row, i, logits);
     }
 }
 

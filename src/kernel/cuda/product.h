@@ -9,7 +9,6 @@
 #ifndef TSR_KERNEL_CUDA_PRODUCT_H
 #define TSR_KERNEL_CUDA_PRODUCT_H
 
-#include <stdalign.h>
 #include <stdint.h>
 
 #include "sparse/fragment_layout.h"
@@ -22,13 +21,6 @@ struct product_segment {
   uint32_t output;           /* index of the counter of this (strip, panel) */
   uint32_t peers;            /* segments of this output; 1: no workspace is used */
   uint32_t slot, first_slot; /* own slot, and the first of the output's `peers` slots */
-};
-
-/* The strip of a segment that a block takes, and where its sums go when they are shared. */
-struct product_place {
-  uint32_t strip;
-  uint32_t slot, first_slot, slot_stride; /* the peers' slots are slot_stride apart */
-  uint32_t counter;
 };
 
 struct product_args {
@@ -73,49 +65,6 @@ static inline uint32_t product_stages(uint32_t panel_tokens, uint32_t shared_byt
                                                                product_stage_bytes(panel_tokens);
   return fit < PRODUCT_STAGES_MIN ? 0 : fit < most ? fit : most;
 }
-
-/* --- products of clusters, by wgmma (sm_90a) ---
- *
- * The blocks of a cluster take consecutive strips and share one panel of activations, of which each
- * brings its part to all. So they all go through the columns from left to right, whatever kind of
- * tile each strip has there; `order` says where the tiles lie. A segment is then a range of
- * columns: strip: the first of the cluster's strips; column: the first tile, in columns; sparse:
- * how many, of either kind; dense and offset: 0. Slots and counters are `cluster` times as many. */
-
-/* What the copy engine knows of the activations: a CUtensorMap, made by the host for each launch.
- */
-struct panel_map {
-  alignas(64) uint64_t opaque[16];
-};
-
-struct cluster_args {
-  struct product_args product; /* `x` and `columns` are not read */
-  const uint32_t *order;       /* (strips, tiles_per_strip), see fragment_order */
-  uint32_t strips, tiles_per_strip;
-  uint32_t cluster; /* blocks of a cluster: 1, 2 or 4; each copies panel / cluster tokens */
-  struct panel_map x;
-};
-
-enum {
-  CLUSTER_CONSUMER_WARPS = 8, /* two warp groups; before them a group of which one warp copies */
-  CLUSTER_THREADS = 128 + 32 * CLUSTER_CONSUMER_WARPS,
-  CLUSTER_BARRIERS = 128, /* byte of the first stage's two mbarriers; then those of the next */
-  CLUSTER_STAGES = 1024,  /* byte of the first stage: the swizzle repeats after so many */
-  CLUSTER_STAGES_MAX = 6
-};
-static inline uint32_t cluster_shared_bytes(uint32_t panel_tokens, uint32_t stages) {
-  return CLUSTER_STAGES + stages * product_stage_bytes(panel_tokens);
-}
-static inline uint32_t cluster_stages(uint32_t panel_tokens, uint32_t shared_bytes) {
-  const uint32_t fit = shared_bytes < CLUSTER_STAGES
-                           ? 0
-                           : (shared_bytes - CLUSTER_STAGES) / product_stage_bytes(panel_tokens);
-  return fit < PRODUCT_STAGES_MIN ? 0 : fit < CLUSTER_STAGES_MAX ? fit : CLUSTER_STAGES_MAX;
-}
-#define CLUSTER_KERNELS(K) \
-  K(128)                   \
-  K(256)
-/* K(panel tokens) */
 
 /* The kernels there are, by the tokens of a panel. Decoding: each of eight warps takes 16 rows and
  * all tokens. Prefill: a warp takes 64 rows and 32 or 64 tokens. */

@@ -165,24 +165,71 @@ DEVICE void LOCAL(multiply_dense)(uint32_t stage, float sums[WARP_BLOCKS][WARP_O
   }
 }
 
-#define OUTPUT_THREADS THREADS
-#define OUTPUT_BARRIER() block_barrier()
-#include "kernel/cuda/output_body.h"
+/* --- the end of a segment --- */
 
-DEVICE struct product_place LOCAL(place)(const struct product_segment *segment) {
-  return (struct product_place){segment->strip, segment->slot, segment->first_slot, 1,
-                                segment->output};
+DEVICE void LOCAL(store)(const struct product_args *args, uint32_t row, uint32_t token, float sum) {
+  if (row >= args->rows || token >= args->tokens) return;
+  const uint64_t at = token * args->y_stride + row;
+  if (args->bias) sum += bf16_widen(global_load(args->bias + row));
+  /* y may be the residual: each element is read before the same thread writes it. */
+  if (args->residual) sum += bf16_widen(global_load_fresh(args->residual + at));
+  global_store(args->y + at, bf16_round(sum));
+}
+
+/* Adds the output's slots in the order of the tiles. They were written by other blocks and are read
+ * past the first-level cache, which may hold older bytes. */
+DEVICE void LOCAL(add_slots)(const struct product_args *args,
+                             const struct product_segment *segment) {
+  const float *slots =
+      args->partials + (uint64_t)segment->first_slot * (PANEL_TOKENS * FRAGMENT_STRIP_ROWS);
+  for (uint32_t i = thread_index(); i < PANEL_TOKENS * FRAGMENT_STRIP_ROWS; i += THREADS) {
+    const uint32_t token = segment->panel * PANEL_TOKENS + i / FRAGMENT_STRIP_ROWS;
+    if (token >= args->tokens) return;
+    float sum = 0;
+    for (uint32_t p = 0; p < segment->peers; p++)
+      sum += global_load_fresh(slots + (uint64_t)p * (PANEL_TOKENS * FRAGMENT_STRIP_ROWS) + i);
+    LOCAL(store)(args, segment->strip * FRAGMENT_STRIP_ROWS + i % FRAGMENT_STRIP_ROWS, token, sum);
+  }
 }
 
 /* The sums go to the output, or to the segment's slot when the output has other segments. */
 DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct product_segment *segment,
                             float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
-  const struct product_place place = LOCAL(place)(segment);
+  const uint32_t lane = thread_index() % 32;
+  float *slot = args->partials + (uint64_t)segment->slot * (PANEL_TOKENS * FRAGMENT_STRIP_ROWS);
   UNROLL
-  for (int m = 0; m < WARP_BLOCKS; m++) LOCAL(put_block)
-  (args, segment, &place, LOCAL(warp_block)() + m, LOCAL(warp_token)(), sums[m], WARP_OCTETS);
-  if (segment->peers > 1 && LOCAL(arrive_last)(args, segment, &place))
-    LOCAL(add_slots)(args, segment, &place);
+  for (int m = 0; m < WARP_BLOCKS; m++) {
+    UNROLL
+    for (int n = 0; n < WARP_OCTETS; n++) {
+      UNROLL
+      for (int r = 0; r < 4; r++) {
+        const uint32_t row = (LOCAL(warp_block)() + m) * FRAGMENT_BLOCK_ROWS + lane / 4 + r / 2 * 8;
+        const uint32_t token = LOCAL(warp_token)() + 8 * n + 2 * (lane % 4) + r % 2;
+        if (segment->peers > 1)
+          global_store(slot + token * FRAGMENT_STRIP_ROWS + row, sums[m][n][r]);
+        else
+          LOCAL(store)
+        (args, segment->strip * FRAGMENT_STRIP_ROWS + row, segment->panel * PANEL_TOKENS + token,
+         sums[m][n][r]);
+      }
+    }
+  }
+}
+
+/* True, for all threads, in the block that arrives last at a shared output. */
+DEVICE bool LOCAL(arrive_last)(const struct product_args *args,
+                               const struct product_segment *segment) {
+  memory_fence();
+  block_barrier();
+  if (thread_index() == 0) {
+    uint32_t *counter = args->counters + segment->output;
+    const bool last = global_add(counter, 1) == segment->peers - 1;
+    if (last) global_store(counter, 0); /* as the next launch wants it */
+    memory_fence();
+    shared_store4(shared_base(), last);
+  }
+  block_barrier();
+  return shared_load4(shared_base());
 }
 
 /* --- the kernel --- */
@@ -220,6 +267,7 @@ DEVICE void LOCAL(run)(const struct product_args *args) {
     for (uint32_t step = 0; step < FRAGMENT_STEPS * (uint32_t)segment.dense; step++)
       LOCAL(multiply_dense)(LOCAL(next_stage)(args, &loader, &slot), sums);
     LOCAL(put_sums)(args, &segment, sums);
+    if (segment.peers > 1 && LOCAL(arrive_last)(args, &segment)) LOCAL(add_slots)(args, &segment);
   }
   async_wait(0);
 }

@@ -6,6 +6,7 @@
 #define TSR_KERNEL_CUDA_SIMT_PTX_H
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 
 #define DEVICE static __device__ __forceinline__
@@ -112,11 +113,40 @@ DEVICE void memory_fence(void) { __threadfence(); }
 #define global_load_fresh(pointer) __ldcg(pointer)
 #define global_store(pointer, value) (*(pointer) = (value))
 DEVICE uint32_t global_add(uint32_t *counter, uint32_t value) { return atomicAdd(counter, value); }
+DEVICE void global_add_long(unsigned long long *counter, unsigned long long value) {
+  atomicAdd(counter, value);
+}
+/* 16 bytes at once, aligned to that. */
+DEVICE struct words4 global_load16(const void *pointer) {
+  const uint4 v = *(const uint4 *)pointer;
+  return {{v.x, v.y, v.z, v.w}};
+}
+DEVICE void global_store16(void *pointer, struct words4 v) {
+  *(uint4 *)pointer = make_uint4(v.w[0], v.w[1], v.w[2], v.w[3]);
+}
+
+/* --- between the lanes of a warp, all together --- */
+
+/* What lane (own ^ mask), or lane `lane`, brings. */
+DEVICE uint32_t shuffle_xor(uint32_t value, uint32_t mask) {
+  return __shfl_xor_sync(0xffffffffu, value, (int)mask);
+}
+DEVICE uint32_t shuffle_from(uint32_t value, uint32_t lane) {
+  return __shfl_sync(0xffffffffu, value, (int)lane);
+}
 
 /* --- arithmetic --- */
 
 DEVICE uint16_t bf16_round(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 DEVICE float bf16_widen(uint16_t x) { return __uint_as_float((uint32_t)x << 16); }
+DEVICE float f16_widen(uint16_t x) { return __half2float(__ushort_as_half(x)); }
+DEVICE uint32_t bits_of_float(float x) { return __float_as_uint(x); }
+DEVICE float float_of_bits(uint32_t x) { return __uint_as_float(x); }
+DEVICE uint64_t bits_of_double(double x) { return (uint64_t)__double_as_longlong(x); }
+DEVICE double double_of_bits(uint64_t x) { return __longlong_as_double((long long)x); }
+/* Good to a few units in the last place of a number that is not close to zero. */
+DEVICE float log_fast(float x) { return __logf(x); }
+DEVICE float exp_fast(float x) { return __expf(x); }
 
 /* d (16 x 8) += a (16 x 16) b (16 x 8) in bf16 with fp32 sums. Lane l, g = l / 4, t = l % 4:
  * a[r]: row g + 8 (r % 2), columns 2 t + 8 (r / 2) and the next; b: columns (of A) 2 t + 8 r and

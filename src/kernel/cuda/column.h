@@ -1,0 +1,42 @@
+/* The CUDA column of kernel/backend.h, over a runtime that launches kernels and multiplies dense
+ * matrices: that of a card (runtime.c), or the emulator of the tests, where device memory is the
+ * host's. What a launch looks like is decided here, in plain C, and is the same for both.
+ *
+ * One device a process: the column holds the runtime it was opened over, scratch memory that grows
+ * to what the largest call needed and then stays, and the first error of what was queued. */
+#ifndef TSR_KERNEL_CUDA_COLUMN_H
+#define TSR_KERNEL_CUDA_COLUMN_H
+
+#include "kernel/backend.h"
+#include "kernel/cuda/learn.h"
+
+/* C (m, n) = or += op(A) (m, k) op(B) (k, n), all row-major without gaps; op transposes what is
+ * stored as (k, m), or (n, k). C is fp32, sums are fp32. */
+struct dense_product {
+  int64_t m, n, k;
+  const void *a, *b;
+  bool a_transposed, b_transposed, accumulate;
+  bool bf16; /* both operands; else fp32 */
+  float *c;
+};
+
+struct cuda_runtime {
+  void *ctx; /* the first argument of all below */
+  uint32_t multiprocessors, block_shared_bytes;
+  enum status (*alloc)(void *ctx, size_t bytes, void **out, struct error *err); /* zeroed */
+  void (*free)(void *ctx, void *memory);
+  enum status (*upload)(void *ctx, void *to, const void *from, size_t bytes, struct error *err);
+  enum status (*download)(void *ctx, void *to, const void *from, size_t bytes, struct error *err);
+  enum status (*copy)(void *ctx, void *to, const void *from, size_t bytes, struct error *err);
+  enum status (*clear)(void *ctx, void *memory, size_t bytes, struct error *err);
+  enum status (*wait)(void *ctx, struct error *err);
+  enum status (*launch)(void *ctx, enum learn_kernel kernel, uint32_t blocks, uint32_t threads,
+                        uint32_t shared_bytes, const void *args, struct error *err);
+  enum status (*multiply)(void *ctx, const struct dense_product *product, struct error *err);
+};
+
+/* The column over `runtime`, which must stay until it is closed. */
+const struct backend *cuda_column_open(const struct cuda_runtime *runtime);
+void cuda_column_close(void);
+
+#endif

@@ -1,0 +1,182 @@
+/* What host and device agree on for the kernels of learning and evaluation: their arguments, and
+ * how they are launched. Read by C on the host, by CUDA's compiler, and by the emulator of the
+ * tests.
+ *
+ * A block has LEARN_THREADS threads. Kernels over elements or rows take any number of blocks and
+ * walk on by the whole grid; where the number of blocks is part of the meaning, it is said. */
+#ifndef TSR_KERNEL_CUDA_LEARN_H
+#define TSR_KERNEL_CUDA_LEARN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { LEARN_THREADS = 256, LEARN_WARPS = LEARN_THREADS / 32 };
+/* Element types of what a kernel reads or writes. */
+enum element { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 };
+
+/* --- rows.h --- */
+
+struct embed_args {
+  const void *table;  /* (vocabulary, n) of `type` */
+  const int32_t *ids; /* (tokens) */
+  float *hidden;      /* (tokens, n) */
+  uint64_t count;     /* tokens * n */
+  uint32_t n, type, blocks;
+  float scale;
+};
+
+/* A warp to a row. Forward: y, inverse (or NULL) from x. Backward: y = or += dx from dy, x and
+ * inverse. */
+struct rmsnorm_args {
+  const float *x, *weight, *dy;
+  float *y, *inverse;
+  uint32_t rows, n, blocks;
+  bool plus_one, accumulate;
+  float eps;
+};
+
+struct rope_args {
+  float *x;               /* (rows, heads, 2 * half) */
+  const float *cos, *sin; /* (length, half) */
+  uint64_t pairs;         /* rows * heads * half */
+  uint32_t length, heads, half, blocks;
+  float sign; /* of sin */
+};
+
+/* Over n elements: which of the pointers are used depends on the kernel. */
+struct element_args {
+  const float *a, *b, *c;
+  float *out, *out2;
+  uint64_t n;
+  uint32_t blocks, period; /* of a bias */
+  bool gelu;
+  float cap;
+};
+
+struct convert_args {
+  const void *from; /* of `type` */
+  void *to;         /* of `to_type`: f32 or bf16 */
+  uint64_t n;
+  uint32_t type, to_type, blocks;
+};
+
+/* --- loss.h: a block to a row --- */
+
+struct loss_args {
+  const float *logits, *teacher; /* (rows, vocab); teacher NULL: cross-entropy alone */
+  const int32_t *targets;        /* (rows), or NULL: divergence alone */
+  float *nll, *kl;               /* (rows) */
+  uint8_t *agree;                /* (rows) or NULL */
+  float *dlogits;                /* (rows, vocab), may be logits; or NULL */
+  uint32_t rows, vocab;
+  float weight, scale;
+};
+
+/* --- mask.h --- */
+
+/* A block takes up to MASK_STRIP_ROWS rows of one tile: strip s of tile column c is block
+ * s * tile_columns + c. Sums of a tile's strips, and of all blocks, are added in order by the block
+ * that comes last; counters (tiles + 1) are zero between launches. */
+enum { MASK_STRIP_ROWS = 32 };
+struct mask_args {
+  const float *logits;    /* (rows, row_blocks, 5, 16) or NULL: */
+  const uint8_t *codes;   /* (rows, code_stride) */
+  const float *tile_soft; /* (tile rows, tile_columns) or NULL */
+  const void *w;          /* (rows, cols) of `type` */
+  const float *dw;        /* (rows, cols); backward */
+  uint32_t type, rows, cols, groups, row_blocks, code_stride;
+  uint32_t tile_rows, tile_groups, tile_columns, strips_per_tile, blocks;
+  float slope, inverse_tau;
+  bool noise, accumulate, out_is_bf16;
+  uint32_t key[2], tensor, draw;
+  double decay; /* over the root of *decay_squares where that is not NULL */
+  const double *decay_squares;
+  float *dlogits;  /* like logits; backward, learned sources */
+  double *dtile;   /* (tile rows, tile_columns); backward, where there is tile_soft */
+  void *out;       /* (rows, cols), or NULL in backward */
+  double *squares; /* sample */
+  double *parts;   /* (blocks) */
+  uint32_t *counters;
+};
+
+struct mask_update_args {
+  const float *gradient; /* (rows, row_blocks, 5, 16) */
+  float *logits, *first; /* the same */
+  float *second;         /* (rows, row_blocks, 6, 16) */
+  uint8_t *codes;        /* (rows, code_stride) or NULL */
+  unsigned long long *flips;
+  uint32_t rows, cols, groups, row_blocks, code_stride, blocks;
+  float keep, rate, beta1, beta2, gradient_scale, epsilon, second_scale;
+  double *squares, *parts; /* of gradients: 1, (blocks) */
+  uint32_t *counters;      /* (1), zero between launches */
+};
+
+struct mask_keep_args {
+  const void *w;
+  const uint8_t *codes, *tiles; /* tiles (tile rows, tile_columns) */
+  float *out;
+  uint64_t count; /* rows * groups */
+  uint32_t type, rows, cols, groups, code_stride, tile_rows, tile_groups, tile_columns, blocks;
+};
+
+/* --- attention.h --- */
+
+/* A block owns `owners` rows, each warp ATTENTION_ROWS of them, and walks over the others in tiles
+ * of 32. Forward and dq: owners are queries of one head; block index = (sequence * heads + head) *
+ * row blocks + row block, the last rows first. dk and dv: owners are keys of one key head. */
+enum { ATTENTION_ROWS = 4, ATTENTION_TILE = 32, ATTENTION_HEAD_MAX = 256 };
+struct attention_args {
+  const float *q, *k, *v, *dout; /* (sequences, length, heads or kv_heads, head_dim) */
+  float *out, *lse;              /* forward; lse (sequences, heads, length) or NULL */
+  const float *out_in, *lse_in;  /* backward */
+  float *delta;                  /* (sequences, heads, length): sum of dout * out */
+  float *dq, *dk, *dv;
+  uint32_t sequences, length, heads, kv_heads, head_dim, row_blocks, warps, window;
+  uint32_t stride; /* attention_stride(head_dim) */
+  float scale, softcap;
+};
+/* Floats of shared memory a row of a tile takes: a multiple of 4 that is 4 mod 8, so that eight
+ * rows' 16-byte pieces lie in different banks. */
+static inline uint32_t attention_stride(uint32_t head_dim) {
+  const uint32_t quads = (head_dim + 3) / 4;
+  return 4 * (quads | 1);
+}
+/* A tile of two matrices, and one or two rows for each owner. */
+static inline uint32_t attention_shared_bytes(uint32_t head_dim, uint32_t warps, bool backward) {
+  const uint32_t rows = 2 * ATTENTION_TILE + (backward ? 2 : 1) * warps * ATTENTION_ROWS;
+  return 4 * rows * attention_stride(head_dim);
+}
+
+/* Every kernel: K(name, type of its arguments). */
+#define LEARN_KERNELS(K)                     \
+  K(embed_rows, struct embed_args)           \
+  K(rmsnorm_rows, struct rmsnorm_args)       \
+  K(rmsnorm_back, struct rmsnorm_args)       \
+  K(rope_pairs, struct rope_args)            \
+  K(glu_elements, struct element_args)       \
+  K(glu_back, struct element_args)           \
+  K(add_elements, struct element_args)       \
+  K(add_bias, struct element_args)           \
+  K(softcap_elements, struct element_args)   \
+  K(softcap_back, struct element_args)       \
+  K(convert_elements, struct convert_args)   \
+  K(loss_rows, struct loss_args)             \
+  K(mask_sample_tiles, struct mask_args)     \
+  K(mask_back_tiles, struct mask_args)       \
+  K(mask_squares, struct mask_update_args)   \
+  K(mask_adamw, struct mask_update_args)     \
+  K(mask_choose, struct mask_update_args)    \
+  K(mask_keep_hard, struct mask_keep_args)   \
+  K(attention_rows, struct attention_args)   \
+  K(attention_delta, struct attention_args)  \
+  K(attention_back_q, struct attention_args) \
+  K(attention_back_kv, struct attention_args)
+
+enum learn_kernel {
+#define LEARN_ENUM(name, type) LEARN_##name,
+  LEARN_KERNELS(LEARN_ENUM)
+#undef LEARN_ENUM
+      LEARN_KERNEL_COUNT
+};
+
+#endif

@@ -1,0 +1,122 @@
+/* What of the learner lies in its backend's memory: see learner.h. On the CPU that is the learner's
+ * own memory, and nothing is copied. */
+#include <string.h>
+
+#include "base/mem.h"
+#include "learn/learner.h"
+
+static size_t code_bytes(const struct mask_matrix *m) {
+  return (size_t)(m->rows * mask_code_stride(m));
+}
+
+/* Room for W * M and its gradient, and the sums of a step. */
+static enum status alloc_shared(struct learner *l, int64_t largest, struct error *err) {
+  const size_t bytes = (size_t)largest * sizeof(float);
+  const size_t sums = (2 * (size_t)l->site_count + 1) * sizeof(double);
+  enum status status = l->ops->alloc(bytes, &l->masked, err);
+  if (status == STATUS_OK) status = l->ops->alloc(bytes, (void **)&l->gradient, err);
+  if (status == STATUS_OK) status = l->ops->alloc(sums, (void **)&l->sums, err);
+  if (status != STATUS_OK) return status;
+  l->gradient_squares = l->sums + l->site_count;
+  l->flips = (uint64_t *)(l->gradient_squares + l->site_count);
+  l->host_sums = mem_alloc((size_t)l->site_count + 1, sizeof *l->host_sums, err);
+  return l->host_sums ? STATUS_OK : STATUS_FAILED;
+}
+
+static enum status alloc_tiles(struct learner *l, struct error *err) {
+  const size_t count = (size_t)l->tiles.count;
+  if (l->ops->is_host) {
+    l->tile_soft = l->tiles.soft;
+    l->tile_gradient = l->tiles.soft_gradient;
+    return STATUS_OK;
+  }
+  enum status status = l->ops->alloc(count * sizeof(float), (void **)&l->tile_soft, err);
+  if (status != STATUS_OK) return status;
+  return l->ops->alloc(count * sizeof(double), (void **)&l->tile_gradient, err);
+}
+
+static enum status alloc_site(struct learner *l, struct learn_site *s, struct error *err) {
+  if (l->ops->is_host) {
+    s->codes = s->mask.codes;
+    s->dense = s->mask.tiles;
+    return STATUS_OK;
+  }
+  enum status status = l->ops->alloc(code_bytes(&s->mask), (void **)&s->codes, err);
+  if (status != STATUS_OK) return status;
+  return l->ops->alloc((size_t)mask_tile_count(&s->mask), (void **)&s->dense, err);
+}
+
+enum status learner_place(struct learner *l, int64_t largest, struct error *err) {
+  enum status status = STATUS_OK;
+  l->runs = l->model;
+  if (!l->ops->is_host) {
+    status = model_place(&l->placed, l->model, l->ops, err);
+    l->runs = l->placed;
+  }
+  if (status == STATUS_OK) status = alloc_shared(l, largest, err);
+  if (status == STATUS_OK && learn_uses_tiles(&l->settings)) status = alloc_tiles(l, err);
+  for (int i = 0; i < l->site_count && status == STATUS_OK; i++)
+    status = alloc_site(l, &l->sites[i], err);
+  l->masks_changed = true;
+  return status;
+}
+
+void learner_unplace(struct learner *l) {
+  if (!l->ops) return;
+  l->ops->free(l->masked);
+  l->ops->free(l->gradient);
+  l->ops->free(l->sums);
+  mem_free(l->host_sums);
+  if (l->ops->is_host) return;
+  l->ops->free(l->tile_soft);
+  l->ops->free(l->tile_gradient);
+  for (int i = 0; i < l->site_count; i++) {
+    l->ops->free(l->sites[i].codes);
+    l->ops->free(l->sites[i].dense);
+  }
+  model_close(l->placed);
+}
+
+void learner_masks_changed(struct learner *l) { l->masks_changed = true; }
+
+enum status learner_send_masks(struct learner *l, struct error *err) {
+  enum status status = STATUS_OK;
+  if (l->ops->is_host || !l->masks_changed) return STATUS_OK;
+  for (int i = 0; i < l->site_count && status == STATUS_OK; i++) {
+    const struct learn_site *s = &l->sites[i];
+    status = l->ops->upload(s->codes, s->mask.codes, code_bytes(&s->mask), err);
+    if (status == STATUS_OK)
+      status = l->ops->upload(s->dense, s->mask.tiles, (size_t)mask_tile_count(&s->mask), err);
+  }
+  l->masks_changed = status != STATUS_OK;
+  return status;
+}
+
+enum status learner_harden_groups(struct learner *l, struct error *err) {
+  if (!learn_uses_groups(&l->settings)) return STATUS_OK;
+  enum status status = learner_send_masks(l, err);
+  for (int i = 0; i < l->site_count && status == STATUS_OK; i++) {
+    struct learn_site *s = &l->sites[i];
+    l->ops->mask_harden(s->groups.logit, s->mask.rows, s->mask.cols, s->codes, l->flips);
+    if (!l->ops->is_host)
+      status = l->ops->download(s->mask.codes, s->codes, code_bytes(&s->mask), err);
+  }
+  return status;
+}
+
+enum status learner_send_sample(struct learner *l, struct error *err) {
+  if (l->ops->is_host || !learn_uses_tiles(&l->settings)) return STATUS_OK;
+  const size_t count = (size_t)l->tiles.count;
+  l->ops->clear(l->tile_gradient, count * sizeof *l->tile_gradient);
+  return l->ops->upload(l->tile_soft, l->tiles.soft, count * sizeof *l->tile_soft, err);
+}
+
+enum status learner_take_tile_gradient(struct learner *l, struct error *err) {
+  if (l->ops->is_host) return STATUS_OK;
+  return l->ops->download(l->tiles.soft_gradient, l->tile_gradient,
+                          (size_t)l->tiles.count * sizeof *l->tile_gradient, err);
+}
+
+enum status learner_take_sums(struct learner *l, const double *sums, int count, struct error *err) {
+  return l->ops->download(l->host_sums, sums, (size_t)count * sizeof *sums, err);
+}

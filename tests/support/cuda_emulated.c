@@ -1,0 +1,146 @@
+/* The emulated card: see cuda_emulated.h. One mapping holds all of its memory; it is opened for the
+ * time of a call. Allocations are never given again, so that a stale pointer finds nothing. */
+#include "support/cuda_emulated.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "kernel/cuda/column.h"
+#include "kernel/gemm.h"
+#include "support/simt.h"
+/* needs the vocabulary above */
+#include "kernel/cuda/learn_kernels.h"
+#include "support/support.h"
+
+enum { ALIGNMENT = 256 };
+
+static void (*const kernels[LEARN_KERNEL_COUNT])(const void *) = {
+#define KERNEL_ENTRY(name, type) [LEARN_##name] = name,
+    LEARN_KERNELS(KERNEL_ENTRY)};
+
+struct emulated_card emulated_card;
+
+static struct {
+  char *memory;
+  size_t bytes, used, live;
+  struct simt_launch launch; /* its buffers are the allocations */
+} card;
+
+static void reach(bool open) {
+  assert_int_equal(mprotect(card.memory, card.bytes, open ? PROT_READ | PROT_WRITE : PROT_NONE), 0);
+}
+
+static enum status card_alloc(void *ctx, size_t bytes, void **out, struct error *err) {
+  (void)ctx;
+  const size_t whole = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
+  if (whole > card.bytes - card.used)
+    return error_set(err, STATUS_FAILED, "the emulated GPU has no room for %zu bytes more", bytes);
+  *out = card.memory + card.used;
+  card.used += whole;
+  card.live++;
+  simt_buffer(&card.launch, *out, bytes ? bytes : 1, true);
+  return STATUS_OK;
+}
+
+static void card_free(void *ctx, void *memory) {
+  (void)ctx;
+  struct simt_launch *l = &card.launch;
+  if (!memory) return;
+  for (size_t i = 0; i < l->buffer_count; i++) {
+    if (l->buffers[i].data != memory) continue;
+    l->buffers[i] = l->buffers[--l->buffer_count];
+    card.live--;
+    return;
+  }
+  fail_msg("memory is given back that was not taken");
+}
+
+static enum status card_move(void *to, const void *from, size_t bytes) {
+  reach(true);
+  memmove(to, from, bytes);
+  reach(false);
+  return STATUS_OK;
+}
+static enum status card_upload(void *ctx, void *to, const void *from, size_t bytes,
+                               struct error *err) {
+  (void)ctx, (void)err;
+  return card_move(to, from, bytes);
+}
+static enum status card_download(void *ctx, void *to, const void *from, size_t bytes,
+                                 struct error *err) {
+  (void)ctx, (void)err;
+  emulated_card.downloads++;
+  return card_move(to, from, bytes);
+}
+static enum status card_clear(void *ctx, void *memory, size_t bytes, struct error *err) {
+  (void)ctx, (void)err;
+  reach(true);
+  memset(memory, 0, bytes);
+  reach(false);
+  return STATUS_OK;
+}
+static enum status card_wait(void *ctx, struct error *err) {
+  (void)ctx, (void)err;
+  return STATUS_OK;
+}
+
+static enum status card_launch(void *ctx, enum learn_kernel kernel, uint32_t blocks,
+                               uint32_t threads, uint32_t shared_bytes, const void *args,
+                               struct error *err) {
+  (void)ctx, (void)err;
+  struct simt_report report;
+  assert_true(shared_bytes <= emulated_card.block_shared_bytes);
+  card.launch.blocks = blocks;
+  card.launch.threads = threads;
+  card.launch.shared_bytes = shared_bytes;
+  card.launch.order = emulated_card.order;
+  reach(true);
+  simt_run(&card.launch, kernels[kernel], args, &report);
+  reach(false);
+  if (report.failed) fail_msg("kernel %d: %s", (int)kernel, report.text);
+  emulated_card.launches[kernel]++;
+  emulated_card.bank_conflicts += report.bank_conflicts;
+  return STATUS_OK;
+}
+
+static enum status card_multiply(void *ctx, const struct dense_product *p, struct error *err) {
+  (void)ctx, (void)err;
+  const enum dtype dtype = p->bf16 ? DTYPE_BF16 : DTYPE_F32;
+  const struct gemm_operand a = {p->a, dtype, p->a_transposed ? p->m : p->k, p->a_transposed};
+  const struct gemm_operand b = {p->b, dtype, p->b_transposed ? p->k : p->n, p->b_transposed};
+  reach(true);
+  gemm(p->m, p->n, p->k, 1, a, b, p->accumulate ? 1 : 0, p->c, p->n);
+  reach(false);
+  emulated_card.products++;
+  return STATUS_OK;
+}
+
+const struct backend *emulated_open(size_t memory_bytes) {
+  static const struct cuda_runtime template = {.multiprocessors = 1,
+                                               .alloc = card_alloc,
+                                               .free = card_free,
+                                               .upload = card_upload,
+                                               .download = card_download,
+                                               .copy = card_upload,
+                                               .clear = card_clear,
+                                               .wait = card_wait,
+                                               .launch = card_launch,
+                                               .multiply = card_multiply};
+  static struct cuda_runtime runtime;
+  simt_need_fibers();
+  emulated_card = (struct emulated_card){.block_shared_bytes = 99 << 10};
+  runtime = template;
+  runtime.block_shared_bytes = emulated_card.block_shared_bytes;
+  card.bytes = (memory_bytes + 4095) / 4096 * 4096;
+  card.memory =
+      mmap(NULL, card.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  assert_true(card.memory != MAP_FAILED);
+  return cuda_column_open(&runtime);
+}
+
+void emulated_close(void) {
+  cuda_column_close();
+  assert_int_equal(card.live, 0); /* nothing leaks */
+  munmap(card.memory, card.bytes);
+  memset(&card, 0, sizeof card);
+}

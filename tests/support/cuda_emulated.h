@@ -1,0 +1,23 @@
+/* A card that is not there: the runtime of the CUDA column (kernel/cuda/column.h) whose kernels run
+ * under the emulator and whose dense products are the CPU's. Its memory is out of the host's reach
+ * between calls: who reads it there is ended by a signal. */
+#ifndef TSR_TESTS_CUDA_EMULATED_H
+#define TSR_TESTS_CUDA_EMULATED_H
+
+#include "kernel/backend.h"
+#include "kernel/cuda/learn.h"
+
+/* The CUDA column over an emulated card with this much memory. Skips the test where the emulator
+ * cannot run. */
+const struct backend *emulated_open(size_t memory_bytes);
+void emulated_close(void);
+
+/* Settings and counts of the card at hand. */
+struct emulated_card {
+  uint32_t order;              /* of blocks, as in simt.h */
+  uint32_t block_shared_bytes; /* change it before the first launch */
+  uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, bank_conflicts;
+};
+extern struct emulated_card emulated_card;
+
+#endif

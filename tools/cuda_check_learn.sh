@@ -1,0 +1,45 @@
+#!/bin/sh
+# Compiles the GPU kernels of learning for every supported card and writes what the compiler says of
+# them to results/cuda_learn_kernels.csv: registers, spilled bytes, and how many blocks of 256
+# threads share a multiprocessor by their registers. Fails on spilled registers, stack frames and
+# warnings. Needs nvcc, no card. Usage: cuda_check_learn.sh
+set -eu
+cd "$(dirname "$0")/.."
+nvcc=${NVCC:-}
+for candidate in nvcc /usr/local/cuda/bin/nvcc; do
+  [ -n "$nvcc" ] || nvcc=$(command -v "$candidate" || true)
+done
+[ -n "$nvcc" ] || {
+  echo "cuda-check needs CUDA's compiler: put nvcc on the PATH or name it with NVCC=" >&2
+  exit 1
+}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+expected=$(grep -c '^  K(' src/kernel/cuda/learn.h)
+out="$work/kernels.csv"
+echo "card,kernel,threads,registers,spill_bytes,blocks_per_sm_by_registers,nvcc" >"$out"
+for card in 80 86 89 90a; do
+  "$nvcc" -gencode "arch=compute_$card,code=sm_$card" -O3 -std=c++17 -I src -Xptxas -v \
+    -c src/kernel/cuda/learn.cu -o "$work/learn.o" >"$work/log" 2>&1 || {
+    cat "$work/log" >&2
+    exit 1
+  }
+  if grep -i warning "$work/log" >&2; then exit 1; fi
+  awk -v card="sm_$card" -v nvcc="$version" '
+    /Compiling entry function/ { split($0, part, "\047"); kernel = part[2] }
+    /stack frame/ { spilled[kernel] = $1 + $5 + $9 }
+    /Used [0-9]+ registers/ {
+      for (i = 1; i < NF; i++) if ($i == "Used") registers = $(i + 1)
+      # Registers are dealt to warps in units of 256, from four files of 16384.
+      fit = int(4 * int(16384 / (int((registers * 32 + 255) / 256) * 256)) / 8)
+      printf "%s,%s,256,%d,%d,%d,%s\n", card, kernel, registers, spilled[kernel], fit, nvcc
+    }' "$work/log" | sort >>"$out"
+done
+awk -F, -v expected=$((4 * expected)) '
+  NR > 1 && ($5 > 0 || $6 < 1) { print "does not fit or spills: " $0; bad = 1 }
+  NR > 1 { n++ }
+  END { if (n != expected) { print n + 0 " kernels compiled, " expected " expected"; bad = 1 } exit bad }' \
+  "$out" >&2
+cp "$out" results/cuda_learn_kernels.csv
+echo "cuda-check: $((4 * expected)) builds of learning kernels, nothing spills"
