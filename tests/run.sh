@@ -15,7 +15,8 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 [ -d "$TSR_SHARED/data" ] || echo "note: no evaluation data at $TSR_SHARED; tests that need it are skipped"
 under="${TSR_EMULATOR:-}"
-[ -n "${TSR_VALGRIND:-}" ] && under="valgrind -q --error-exitcode=99 --leak-check=full"
+[ -n "${TSR_VALGRIND:-}" ] && \
+  under="valgrind -q --error-exitcode=99 --leak-check=full --suppressions=tests/valgrind.supp"
 names="$*"
 [ -n "$names" ] || names=$(cd "$build/tests" && ls | grep '^test_')
 for name in $names; do
