@@ -17,6 +17,7 @@ struct settings {
   const char *mask, *ppl, *kl_to, *kl_cache;
   int64_t window, batch, tokens;
   int precision;
+  bool decode;
   struct task_settings zeroshot;
   struct common_options common;
 };
@@ -41,6 +42,9 @@ static const struct option options[] = {
      NULL,
      "what products round their operands to: fp32 is exact, bf16 faster where the processor has it "
      "(--kl-to's model stays fp32)"},
+    {"decode", OPTION_FLAG, offsetof(struct settings, decode), NULL, 0, 0, NULL, NULL,
+     "--ppl as `generate` computes: weights brought into the order of decoding, token by token, "
+     "keys and values kept as f16; integers multiply activations rounded to int8"},
     TASK_OPTIONS(struct settings, zeroshot),
     COMMON_OPTIONS(struct settings, common)};
 
@@ -69,6 +73,8 @@ static enum status check_settings(const struct settings *s, struct error *err) {
     return error_set(err, STATUS_USAGE, "--kl-to belongs to --ppl FILE, which is missing");
   if (s->kl_cache && !s->kl_to)
     return error_set(err, STATUS_USAGE, "--kl-cache belongs to --kl-to MODEL, which is missing");
+  if (s->decode && (!s->ppl || s->zeroshot.tasks))
+    return error_set(err, STATUS_USAGE, "--decode is for --ppl FILE, without --tasks");
   return eval_tasks_check(&s->zeroshot, &s->common, err);
 }
 
@@ -85,6 +91,7 @@ static int64_t choose_window(const struct settings *s, const struct model *model
 static enum status open_inputs(struct inputs *in, const struct settings *s, const char *path,
                                struct error *err) {
   enum status status = inputs_model(&in->model, path, s->mask, err);
+  if (!status && s->decode) status = model_prepare(in->model, false, err);
   if (!status) status = tokenizer_open(&in->tokenizer, path, err);
   if (status || !s->ppl) return status;
   status = corpus_load(&in->corpus, s->ppl, in->tokenizer, s->tokens, err);
@@ -123,6 +130,7 @@ static void put_perplexity(json_t *out, const struct settings *s, const struct i
   json_object_set_new(out, "window", json_integer(in->windows.length));
   json_object_set_new(out, "windows", json_integer(r->windows));
   json_object_set_new(out, "tokens", json_integer((json_int_t)in->corpus.ids.count));
+  json_object_set_new(out, "decode", json_boolean(s->decode));
   json_object_set_new(out, "batch", json_integer(r->batch));
   json_object_set_new(out, "seconds", output_real(r->seconds));
 }
@@ -143,7 +151,7 @@ static void print_result(const struct settings *s, const struct inputs *in,
   format_integer(predictions, r->predictions);
   output_fact(&facts, "model", "%s%s%s", model_path(in->model), s->mask ? " under " : "",
               s->mask ? s->mask : "");
-  output_fact(&facts, "computed in", "%s", compute);
+  output_fact(&facts, "computed in", "%s%s", compute, s->decode ? ", token by token" : "");
   output_fact(&facts, "text", "%s: %s tokens, %lld windows of %lld", s->ppl, tokens,
               (long long)r->windows, (long long)in->windows.length);
   output_fact(&facts, "density", "%.4f of the prunable weights", model_density(in->model));
@@ -171,6 +179,7 @@ static enum status measure_text(const struct settings *s, const struct inputs *i
                                  .windows = &in->windows,
                                  .batch = s->batch,
                                  .precision = (enum precision)s->precision,
+                                 .decode = s->decode,
                                  .reference_cache = s->kl_cache};
   enum status status = eval_run(&result, &request, err);
   if (status) return status;

@@ -4,6 +4,7 @@
 #include "eval/eval.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/interrupt.h"
@@ -29,13 +30,28 @@ struct side {
   float *logits;             /* (chunk_rows, vocab_size) */
 };
 
+/* The model's side when it decodes: windows step together, one token at a time. */
+struct decoding {
+  struct model_session *session; /* NULL: it does not */
+  int64_t *slots;                /* (batch) */
+  int32_t *ids;                  /* (batch): of a step, and what comes next */
+  int32_t *targets;              /* (batch) */
+  float *logits;                 /* (batch, vocab_size) */
+  int64_t ahead;                 /* steps for which the reference's logits are made at once, */
+  float *reference;              /* (ahead, batch, vocab_size), from */
+  float *normed;                 /* (ahead, batch, hidden_size) */
+  float *nll, *kl;               /* (batch) */
+  uint8_t *agree;                /* (batch) */
+};
+
 struct pass {
   struct side side[2]; /* the model, and the reference when there is one */
   int sides;
   int64_t batch, length, chunk_rows;
-  int32_t *ids;          /* (batch * length) */
-  float *nll, *kl;       /* (batch * (length - 1)): predictions, window after window */
-  uint8_t *agree;        /* the same shape */
+  int32_t *ids;    /* (batch * length) */
+  float *nll, *kl; /* (batch * (length - 1)): predictions, window after window */
+  uint8_t *agree;  /* the same shape */
+  struct decoding decoding;
   double *window_nll;    /* (windows): means */
   double *window_kl;     /* (windows) */
   double *window_agrees; /* (windows) */
@@ -55,6 +71,7 @@ struct eval_figure eval_figure_of(const double *values, int64_t count) {
 static int64_t choose_batch(const struct eval_request *request) {
   int64_t batch = request->batch;
   if (batch <= 0) batch = EVAL_PASS_TOKENS / request->windows->length;
+  if (request->decode && batch > SESSION_SLOTS_MAX) batch = SESSION_SLOTS_MAX;
   if (batch < 1) batch = 1;
   return batch < request->windows->count ? batch : request->windows->count;
 }
@@ -70,6 +87,7 @@ static enum status side_init(struct side *side, const struct model *model, const
                              struct error *err) {
   const struct model_config *config = model_config(model);
   side->model = model;
+  if (pass->decoding.session && side == &pass->side[0]) return STATUS_OK;
   side->logits = mem_alloc((size_t)pass->chunk_rows, (size_t)config->vocab_size * 4, err);
   if (!side->logits) return STATUS_FAILED;
   if (cache) return states_cache_open(&side->cache, cache, model, windows, pass->batch, err);
@@ -95,7 +113,46 @@ static enum status side_states(struct side *side, const struct windows *windows,
                         err);
 }
 
+static enum status decoding_init(struct decoding *d, const struct eval_request *request,
+                                 int64_t batch, struct error *err) {
+  const struct model_config *config = model_config(request->model);
+  const struct session_settings settings = {batch, request->windows->length, DTYPE_F16};
+  const size_t count = (size_t)batch, row = (size_t)config->vocab_size * sizeof(float);
+  d->slots = mem_alloc(count, sizeof *d->slots, err);
+  d->ids = mem_alloc(count, sizeof *d->ids, err);
+  d->targets = mem_alloc(count, sizeof *d->targets, err);
+  d->ahead = choose_chunk_rows(config->vocab_size) / batch + 1;
+  const size_t rows = request->reference ? count * (size_t)d->ahead : 0;
+  d->logits = mem_alloc(count, row, err);
+  d->reference = mem_alloc(rows, row, err);
+  d->nll = mem_alloc(count, sizeof *d->nll, err);
+  d->kl = mem_alloc(count, sizeof *d->kl, err);
+  d->agree = mem_alloc(count, 1, err);
+  const int64_t width =
+      request->reference ? model_config(request->reference)->hidden_size : config->hidden_size;
+  d->normed = mem_alloc(rows, (size_t)width * sizeof *d->normed, err);
+  if (!d->slots || !d->ids || !d->targets || !d->logits || !d->reference || !d->nll || !d->kl ||
+      !d->agree || !d->normed)
+    return STATUS_FAILED;
+  for (int64_t i = 0; i < batch; i++) d->slots[i] = i;
+  return model_session_new_with(&d->session, request->model, &settings, err);
+}
+
+static void decoding_release(struct decoding *d) {
+  model_session_free(d->session);
+  mem_free(d->slots);
+  mem_free(d->ids);
+  mem_free(d->targets);
+  mem_free(d->logits);
+  mem_free(d->reference);
+  mem_free(d->normed);
+  mem_free(d->nll);
+  mem_free(d->kl);
+  mem_free(d->agree);
+}
+
 static void pass_release(struct pass *pass) {
+  decoding_release(&pass->decoding);
   for (int i = 0; i < pass->sides; i++) {
     model_workspace_free(pass->side[i].workspace);
     states_cache_close(&pass->side[i].cache);
@@ -130,7 +187,9 @@ static enum status pass_init(struct pass *pass, const struct eval_request *reque
       !pass->window_kl || !pass->window_agrees)
     return STATUS_FAILED;
   pass->side[0].precision = request->precision;
-  enum status status = side_init(&pass->side[0], request->model, NULL, windows, pass, err);
+  enum status status =
+      request->decode ? decoding_init(&pass->decoding, request, pass->batch, err) : STATUS_OK;
+  if (!status) status = side_init(&pass->side[0], request->model, NULL, windows, pass, err);
   if (!status && request->reference)
     status =
         side_init(&pass->side[1], request->reference, request->reference_cache, windows, pass, err);
@@ -159,6 +218,51 @@ static void score_window(struct pass *pass, int64_t window) {
   }
 }
 
+/* The reference's logits of `steps` positions from `at` on in `count` windows: its head is stored
+ * for large products, and a few rows at a time would cost as much as many. */
+static void reference_logits(const struct pass *pass, int64_t at, int64_t steps, int64_t count) {
+  const struct decoding *d = &pass->decoding;
+  const struct side *side = &pass->side[1];
+  const int64_t width = model_config(side->model)->hidden_size;
+  for (int64_t i = 0; i < steps; i++)
+    for (int64_t w = 0; w < count; w++)
+      memcpy(d->normed + (i * count + w) * width,
+             side->normed + (w * pass->length + at + i) * width, (size_t)width * sizeof *d->normed);
+  model_logits(side->model, d->normed, steps * count, side->precision, d->reference);
+}
+
+/* Scores all predictions of windows [first, first + count), position by position. */
+static enum status decode_windows(struct pass *pass, const struct windows *windows, int64_t first,
+                                  int64_t count, struct error *err) {
+  const struct decoding *d = &pass->decoding;
+  const int64_t predictions = pass->length - 1;
+  const int64_t vocab_size = model_config(pass->side[0].model)->vocab_size;
+  enum status status = STATUS_OK;
+  for (int64_t w = 0; w < count; w++) model_slot_truncate(d->session, w, 0);
+  for (int64_t at = 0; at < predictions && !status; at++) {
+    for (int64_t w = 0; w < count; w++) {
+      d->ids[w] = windows_at(windows, first + w)[at];
+      d->targets[w] = windows_at(windows, first + w)[at + 1];
+    }
+    status = interrupt_check(err);
+    if (!status) status = model_session_step(d->session, d->slots, d->ids, count, d->logits, err);
+    if (status) break;
+    if (pass->sides == 2) {
+      const int64_t left = predictions - at, ahead = at % d->ahead;
+      if (!ahead) reference_logits(pass, at, left < d->ahead ? left : d->ahead, count);
+      softmax_kl(d->reference + ahead * count * vocab_size, d->logits, count, vocab_size, d->kl,
+                 d->agree);
+    }
+    cross_entropy(d->logits, d->targets, count, vocab_size, 1, d->nll, NULL);
+    for (int64_t w = 0; w < count; w++) {
+      pass->nll[w * predictions + at] = d->nll[w];
+      pass->kl[w * predictions + at] = d->kl[w];
+      pass->agree[w * predictions + at] = d->agree[w];
+    }
+  }
+  return status;
+}
+
 static double mean_of(const float *values, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; i++) sum += values[i];
@@ -169,12 +273,14 @@ static double mean_of(const float *values, int64_t count) {
 static enum status measure_batch(struct pass *pass, const struct windows *windows, int64_t first,
                                  int64_t count, struct error *err) {
   int64_t predictions = pass->length - 1;
-  for (int i = 0; i < pass->sides; i++) {
-    enum status status = side_states(&pass->side[i], windows, first, count, pass->ids, err);
-    if (status) return status;
-  }
+  const bool decodes = pass->decoding.session != NULL;
+  enum status status = STATUS_OK;
+  for (int i = decodes; i < pass->sides && !status; i++)
+    status = side_states(&pass->side[i], windows, first, count, pass->ids, err);
+  if (!status && decodes) status = decode_windows(pass, windows, first, count, err);
+  if (status) return status;
   for (int64_t w = 0; w < count; w++) {
-    score_window(pass, w);
+    if (!decodes) score_window(pass, w);
     pass->window_nll[first + w] = mean_of(pass->nll + w * predictions, predictions);
     if (pass->sides < 2) continue;
     pass->window_kl[first + w] = mean_of(pass->kl + w * predictions, predictions);

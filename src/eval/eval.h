@@ -21,6 +21,8 @@ struct eval_request {
   const char *reference_cache;   /* keeps the reference's hidden states (states.h), or NULL */
   int64_t batch;                 /* windows in one pass; 0 = about EVAL_PASS_TOKENS tokens */
   enum precision precision;      /* of the model's products; the reference's are fp32 */
+  bool decode;                   /* the model's logits token by token, as it generates: windows of a
+                                    pass step together, keys and values are kept as f16 */
 };
 enum { EVAL_PASS_TOKENS = 2048 };
 

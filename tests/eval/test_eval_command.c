@@ -50,6 +50,31 @@ static void gives_json(void **state) {
   json_decref(json);
 }
 
+/* Decoding gives the losses of one pass, but for keys and values in f16. */
+static void decoding_is_asked_for_and_named(void **state) {
+  (void)state;
+  struct error err = {0};
+  char output[8192];
+  double nll[2], kl = NAN;
+  need_data();
+  for (int i = 0; i < 2; i++) {
+    const char *path = scratch_path("decode.json");
+    int status = run_command(output, sizeof output,
+                             "'%s' eval '%s' --ppl '%s' --window 96 --tokens 700 --kl-to '%s' %s "
+                             "--json '%s' --force",
+                             program(), model, text, model, i ? "--decode" : "", path);
+    if (status) fail_msg("%s", output);
+    json_t *json = json_read_file(path, 1 << 20, &err);
+    assert_non_null(json);
+    assert_int_equal(json_is_true(json_object_get(json, "decode")), i);
+    nll[i] = json_number_value(json_object_get(json, "nll"));
+    kl = json_number_value(json_object_get(json, "kl"));
+    json_decref(json);
+  }
+  assert_true(fabs(nll[0] - nll[1]) < 1e-3 && nll[0] != nll[1]);
+  assert_true(kl > -1e-6 && kl < 1e-4);
+}
+
 /* The rounded products give another number, but not one far away. */
 static void precision_is_asked_for_and_named(void **state) {
   (void)state;
@@ -123,6 +148,7 @@ static void ends_as_documented(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(gives_json),
+      cmocka_unit_test(decoding_is_asked_for_and_named),
       cmocka_unit_test(precision_is_asked_for_and_named),
       cmocka_unit_test(json_has_standard_output_to_itself),
       cmocka_unit_test(ends_as_documented),
