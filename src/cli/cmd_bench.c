@@ -32,8 +32,8 @@ static const struct option options[] = {
      "blocks of a synthetic model; 0 means enough for half a gigabyte of dense weights"},
     {"density", OPTION_LIST, AT(density), NULL, 0, 0, NULL, "D,..",
      "share of a synthetic model's weights that is kept [default: 0.75,0.65,0.55,0.5]"},
-    {"dtype", OPTION_CHOICE, AT(dtype), "bf16", 0, 0, "bf16|f16|f32", "TYPE",
-     "element type of synthetic weights"},
+    {"dtype", OPTION_CHOICE, AT(dtype), "bf16", 0, 0, "bf16|f16|f32|int8|int4", "TYPE",
+     "type of synthetic weights; integers have a scale for 32"},
     {"seed", OPTION_INT, AT(seed), "1", 0, INT32_MAX, NULL, "N",
      "of synthetic weights and of the draw of their 2:4 tiles"},
     {"isa", OPTION_TEXT, AT(isa), NULL, 0, 0, NULL, "NAME",
@@ -166,7 +166,7 @@ struct plan {
 
 static enum status plan_models(const struct bench_settings *s, struct plan *plan,
                                struct error *err) {
-  static const enum dtype dtypes[] = {DTYPE_BF16, DTYPE_F16, DTYPE_F32};
+  static const enum dtype dtypes[] = {DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I8, DTYPE_U8};
   double densities[DENSITIES_MAX];
   int count;
   enum status status = numbers_reals(&s->density, "0.75,0.65,0.55,0.5", "density", 0.5, 1,

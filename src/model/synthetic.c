@@ -12,11 +12,12 @@
 #include "base/strbuf.h"
 #include "model/config_check.h"
 #include "model/internal.h"
+#include "model/synthetic_fill.h"
 
-enum { TILE = 128, FILL_ELEMENTS = 1 << 16, CONTEXT_LENGTH = 1 << 17 };
+enum { TILE = 128, CONTEXT_LENGTH = 1 << 17 };
+/* Standard deviations of bytes and of nibbles about 8, all values as likely. */
+static const float I8_DEVIATION = 73.9f, I4_DEVIATION = 4.64f;
 static const double LEAST_DENSE_BYTES = 512.0 * 1024 * 1024;
-/* Streams of the generator: one a purpose, so that none sees another's numbers. */
-enum { STREAM_WEIGHTS = 1, STREAM_CODES, STREAM_TILES };
 
 static const struct shape {
   const char *name;
@@ -80,7 +81,15 @@ static int64_t block_weights(const struct model_config *c) {
   return sum;
 }
 
-static size_t element_bytes(enum dtype dtype) { return (size_t)dtype_traits(dtype)->block_bytes; }
+static bool is_integers(enum dtype dtype) { return dtype == DTYPE_I8 || dtype == DTYPE_U8; }
+
+/* Bytes of a weight in a dense or a 2:4 tile: two kept of four and half a byte of code, and of
+ * integers a 32nd of a scale. */
+static double weight_bytes(enum dtype dtype, bool sparse) {
+  const double element = dtype == DTYPE_U8 ? 0.5 : (double)synthetic_element_bytes(dtype);
+  const double scale = is_integers(dtype) ? 2.0 / QUANT_GROUP : 0;
+  return (sparse ? element / 2 + 1.0 / 8 : element) + scale;
+}
 
 enum status synthetic_settle(struct synthetic_model *request, struct error *err) {
   const struct shape *shape = shape_named(request->shape);
@@ -93,11 +102,11 @@ enum status synthetic_settle(struct synthetic_model *request, struct error *err)
   if (!(request->density >= 0.5 && request->density <= 1))
     return error_set(err, STATUS_USAGE, "a density lies between 0.5 and 1; %g does not",
                      request->density);
-  if (!dtype_is_native(request->dtype))
-    return error_set(err, STATUS_USAGE, "synthetic weights are f32, f16 or bf16, not %s",
+  if (!dtype_is_native(request->dtype) && !is_integers(request->dtype))
+    return error_set(err, STATUS_USAGE, "synthetic weights are f32, f16, bf16, int8, int4, not %s",
                      dtype_traits(request->dtype)->name);
   struct model_config config = config_of(shape, 1);
-  double block_bytes = (double)block_weights(&config) * (double)element_bytes(request->dtype);
+  double block_bytes = (double)block_weights(&config) * weight_bytes(request->dtype, false);
   if (!request->layers)
     request->layers = (int)fmin(shape->layers, ceil(LEAST_DENSE_BYTES / block_bytes));
   return STATUS_OK;
@@ -106,65 +115,8 @@ enum status synthetic_settle(struct synthetic_model *request, struct error *err)
 size_t synthetic_bytes(const struct synthetic_model *request) {
   struct model_config c = config_of(shape_named(request->shape), 1);
   double weights = (double)block_weights(&c) * request->layers, sparse = 2 * (1 - request->density);
-  double element = (double)element_bytes(request->dtype);
-  return (size_t)(weights * ((1 - sparse) * element + sparse * (element / 2 + 1.0 / 8)));
-}
-
-/* --- random contents --- */
-
-struct fill {
-  uint32_t key[2];
-  uint32_t stream, site;
-  int64_t count;
-  enum dtype dtype; /* of weights */
-  float scale;
-  uint8_t *out;
-};
-
-/* 16 random bytes: block `index` of a site's stream. */
-static void random_block(const struct fill *f, int64_t index, uint32_t words[4]) {
-  const uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), f->site, f->stream};
-  philox4x32(f->key, counter, words);
-}
-
-static void fill_weights(void *ctx, int64_t item, int worker) {
-  const struct fill *f = ctx;
-  int64_t first = item * FILL_ELEMENTS, last = first + FILL_ELEMENTS;
-  if (last > f->count) last = f->count;
-  size_t size = element_bytes(f->dtype);
-  for (int64_t i = first; i < last; i += 8) {
-    uint32_t words[4];
-    float values[8];
-    random_block(f, i / 8, words);
-    for (int k = 0; k < 8; k++)
-      values[k] = f->scale * ((float)(words[k / 2] >> k % 2 * 16 & 0xffff) - 32767.5f) / 32768;
-    dtype_from_f32(f->dtype, values, last - i < 8 ? last - i : 8, f->out + (size_t)i * size);
-  }
-}
-
-/* One of the six codes, each as likely, but for one part in 2^8. */
-static uint8_t random_code(uint32_t byte) {
-  return sparse_candidate_code[byte * SPARSE_CANDIDATES >> 8];
-}
-
-static void fill_codes(void *ctx, int64_t item, int worker) {
-  const struct fill *f = ctx;
-  int64_t first = item * FILL_ELEMENTS, last = first + FILL_ELEMENTS;
-  if (last > f->count) last = f->count;
-  for (int64_t i = first; i < last; i += 8) {
-    uint32_t words[4];
-    random_block(f, i / 8, words);
-    for (int64_t k = 0; k < 8 && i + k < last; k++) {
-      uint32_t pair = words[k / 2] >> k % 2 * 16;
-      f->out[i + k] = (uint8_t)(random_code(pair & 0xff) | random_code(pair >> 8 & 0xff) << 4);
-    }
-  }
-}
-
-static void fill(struct fill *f, void (*item)(void *, int64_t, int), int64_t count, void *out) {
-  f->count = count;
-  f->out = out;
-  parallel_for((count + FILL_ELEMENTS - 1) / FILL_ELEMENTS, item, f);
+  return (size_t)(weights * ((1 - sparse) * weight_bytes(request->dtype, false) +
+                             sparse * weight_bytes(request->dtype, true)));
 }
 
 /* --- which tiles are 2:4 --- */
@@ -245,7 +197,7 @@ struct build {
   struct model *model;
   struct tile_draw draw;
   int64_t tile; /* the first of the site at hand */
-  struct fill fill;
+  struct synthetic_fill fill;
   enum status status;
   struct error *err;
 };
@@ -277,11 +229,21 @@ static uint8_t *own_site(struct build *b, const struct linear_site *site, size_t
 
 static void build_dense(struct build *b, struct linear_site *site) {
   struct matrix_view *w = &site->weight.dense;
-  uint8_t *memory = own_site(b, site, (size_t)(w->rows * w->cols) * element_bytes(b->fill.dtype));
+  uint8_t *memory =
+      own_site(b, site, (size_t)(w->rows * w->cols) * synthetic_element_bytes(b->fill.dtype));
   if (!memory) return;
   *w = (struct matrix_view){memory, b->fill.dtype, w->rows, w->cols};
   b->fill.stream = STREAM_WEIGHTS;
-  fill(&b->fill, fill_weights, w->rows * w->cols, memory);
+  synthetic_fill(&b->fill, SYNTHETIC_WEIGHTS, w->rows * w->cols, memory);
+}
+
+/* The tile map of a site, from the draw. */
+static const uint8_t *build_map(struct build *b, const struct linear_site *site) {
+  const struct hybrid_matrix h = empty_hybrid(site, DTYPE_BF16);
+  uint8_t *map = own(b, (size_t)(tile_count(&h) + 7) / 8);
+  for (int64_t t = 0; map && t < tile_count(&h); t++)
+    map[t / 8] |= (uint8_t)(b->draw.dense[b->tile++] << t % 8);
+  return map;
 }
 
 /* Dense tiles, kept values and codes lie one behind the other. */
@@ -289,10 +251,8 @@ static void build_hybrid(struct build *b, struct linear_site *site) {
   struct hybrid_matrix *h = &b->model->hybrids[site->index];
   struct hybrid_sizes sizes;
   *h = empty_hybrid(site, b->fill.dtype);
-  uint8_t *map = own(b, (size_t)(tile_count(h) + 7) / 8);
+  const uint8_t *map = build_map(b, site);
   if (!map) return;
-  for (int64_t t = 0; t < tile_count(h); t++)
-    map[t / 8] |= (uint8_t)(b->draw.dense[b->tile++] << t % 8);
   b->status = hybrid_measure(h->rows, h->cols, TILE, TILE, h->dtype, map, &sizes, b->err);
   uint8_t *memory = own_site(b, site, sizes.dense_bytes + sizes.values_bytes + sizes.codes_bytes);
   if (!memory) return;
@@ -301,13 +261,53 @@ static void build_hybrid(struct build *b, struct linear_site *site) {
   h->values = memory + sizes.dense_bytes;
   h->codes = memory + sizes.dense_bytes + sizes.values_bytes;
   b->fill.stream = STREAM_WEIGHTS;
-  fill(&b->fill, fill_weights, sizes.dense_count + sizes.values_count, memory);
+  synthetic_fill(&b->fill, SYNTHETIC_WEIGHTS, sizes.dense_count + sizes.values_count, memory);
   b->fill.stream = STREAM_CODES;
-  fill(&b->fill, fill_codes, (int64_t)sizes.codes_bytes,
-       memory + sizes.dense_bytes + sizes.values_bytes);
+  synthetic_fill(&b->fill, SYNTHETIC_CODES, (int64_t)sizes.codes_bytes,
+                 memory + sizes.dense_bytes + sizes.values_bytes);
   b->status = hybrid_index(h, b->err);
   site->weight.hybrid = h;
   b->model->kept[site->index] = hybrid_kept(h);
+}
+
+/* Scales, dense tiles, kept integers and codes lie one behind the other. Shapes are multiples of
+ * four, so every tile ends on a byte. */
+static void build_integers(struct build *b, struct linear_site *site, enum quant_type type) {
+  struct quant_matrix *q = &b->model->quants[site->index];
+  struct quant_sizes sizes = {0};
+  *q = (struct quant_matrix){.rows = site->weight.dense.rows,
+                             .cols = site->weight.dense.cols,
+                             .tile_rows = TILE,
+                             .tile_cols = TILE,
+                             .type = type,
+                             .group = QUANT_GROUP};
+  if (b->draw.count)
+    q->tile_map = build_map(b, site);
+  else
+    quant_whole_tile(q->rows, q->cols, &q->tile_rows, &q->tile_cols);
+  if (!b->status) b->status = quant_measure(q, &sizes, b->err);
+  const size_t scales = 2 * (size_t)sizes.scales, kept = sizes.dense_bytes + sizes.values_bytes;
+  uint8_t *memory = own_site(b, site, scales + kept + sizes.codes_bytes);
+  if (!memory) return;
+  q->scales = (const uint16_t *)(const void *)memory;
+  q->dense = memory + scales;
+  q->values = q->dense + sizes.dense_bytes;
+  q->codes = q->values + sizes.values_bytes;
+  const struct synthetic_fill plain = b->fill;
+  b->fill.stream = STREAM_SCALES;
+  b->fill.dtype = DTYPE_F16;
+  b->fill.scale = plain.scale / (type == QUANT_I8 ? I8_DEVIATION : I4_DEVIATION);
+  synthetic_fill(&b->fill, SYNTHETIC_WEIGHTS, sizes.scales, memory);
+  b->fill = plain;
+  b->fill.stream = STREAM_WEIGHTS;
+  synthetic_fill(&b->fill, SYNTHETIC_BYTES, (int64_t)kept, memory + scales);
+  b->fill.stream = STREAM_CODES;
+  synthetic_fill(&b->fill, SYNTHETIC_CODES, (int64_t)sizes.codes_bytes, memory + scales + kept);
+  b->status = quant_index(q, b->err);
+  site->weight = (struct linear_weight){.integers = q};
+  if (!q->tile_map) return;
+  const struct hybrid_matrix tiles = quant_tiles(q);
+  b->model->kept[site->index] = hybrid_kept(&tiles);
 }
 
 static void list_site(struct build *b, const struct linear_site *site) {
@@ -319,9 +319,13 @@ static void list_site(struct build *b, const struct linear_site *site) {
     b->status = mem_grow((void **)&m->origins, &m->origin_capacity, m->tensor_count + 1,
                          sizeof *m->origins, b->err);
   if (b->status) return;
-  m->tensors[m->tensor_count] = (struct model_tensor){
-      site->name,    2,    {linear_rows(&site->weight), linear_cols(&site->weight)},
-      b->fill.dtype, NULL, site->index};
+  m->tensors[m->tensor_count] =
+      (struct model_tensor){site->name,
+                            2,
+                            {linear_rows(&site->weight), linear_cols(&site->weight)},
+                            b->fill.dtype,
+                            site->weight.integers,
+                            site->index};
   m->origins[m->tensor_count++] = (struct tensor_origin){0};
 }
 
@@ -338,7 +342,9 @@ static void build_site(struct build *b, int layer, enum site_role role, const fl
   if (m->config.qkv_bias && role <= SITE_V) site->bias = zeros;
   b->fill.site = (uint32_t)index;
   b->fill.scale = (float)sqrt(3.0 / (double)site->weight.dense.cols); /* variance 1 / cols */
-  if (b->draw.count)
+  if (is_integers(b->fill.dtype))
+    build_integers(b, site, b->fill.dtype == DTYPE_I8 ? QUANT_I8 : QUANT_I4);
+  else if (b->draw.count)
     build_hybrid(b, site);
   else
     build_dense(b, site);
@@ -349,13 +355,16 @@ static void build_site(struct build *b, int layer, enum site_role role, const fl
 static void build_ends(struct build *b, float *ones) {
   struct model *m = b->model;
   int64_t width = m->config.hidden_size;
-  void *row = own(b, (size_t)width * element_bytes(b->fill.dtype));
+  const struct synthetic_fill linears = b->fill;
+  if (is_integers(linears.dtype)) b->fill.dtype = DTYPE_BF16;
+  void *row = own(b, (size_t)width * synthetic_element_bytes(b->fill.dtype));
   if (!row) return;
   b->fill.stream = STREAM_WEIGHTS;
   b->fill.site = (uint32_t)model_site_count(m);
   b->fill.scale = 1;
-  fill(&b->fill, fill_weights, width, row);
+  synthetic_fill(&b->fill, SYNTHETIC_WEIGHTS, width, row);
   m->embed.dense = (struct matrix_view){row, b->fill.dtype, 1, width};
+  b->fill = linears;
   m->lm_head = m->embed;
   m->final_norm = ones;
 }

@@ -13,7 +13,7 @@
 struct synthetic_model {
   const char *shape; /* "llama2-7b": one of synthetic_shape_names */
   int layers;        /* 0 = synthetic_layers' choice */
-  enum dtype dtype;  /* bf16, f16 or f32 */
+  enum dtype dtype;  /* bf16, f16, f32; i8 and u8: int8 and int4, a scale for 32 columns */
   double density;    /* 0.5 to 1; 1 is a dense model */
   uint64_t seed;
 };

@@ -72,6 +72,47 @@ static void logits_of(struct model *model, float *logit) {
   model_session_free(session);
 }
 
+/* int8 and int4: sound, of variance 1 / cols, as large as foretold, and run. */
+static void integers_are_sound(void **state) {
+  (void)state;
+  struct error err = {0};
+  const enum dtype dtypes[] = {DTYPE_I8, DTYPE_U8};
+  for (int i = 0; i < 4; i++) {
+    const double density = i % 2 ? 1 : 0.65;
+    struct model *model = make("smollm2-135m", 1, dtypes[i / 2], density, 3);
+    for (int s = 0; s < model_site_count(model); s++) {
+      const struct linear_site *site = model_site(model, s);
+      const struct quant_matrix *q = site->weight.integers;
+      const int64_t cols = linear_cols(&site->weight), count = linear_rows(&site->weight) * cols;
+      double squares = 0, kept = (double)count;
+      must(quant_check(q, site->name, &err), err);
+      assert_int_equal(linear_is_hybrid(&site->weight), density < 1);
+      float *w = mem_alloc((size_t)count, sizeof *w, &err);
+      assert_non_null(w);
+      model_site_expand(model, s, w);
+      for (int64_t k = 0; k < count; k++) squares += (double)w[k] * w[k];
+      mem_free(w);
+      if (q->tile_map) {
+        struct mask_matrix mask;
+        const struct hybrid_matrix tiles = quant_tiles(q);
+        must(hybrid_mask(&tiles, site->name, &mask, &err), err);
+        kept = (double)mask_kept(&mask);
+        mask_matrix_free(&mask);
+      }
+      assert_true(fabs(squares / kept * (double)cols - 1) < 0.08);
+    }
+    float before, after;
+    logits_of(model, &before);
+    must(model_prepare(model, false, &err), err);
+    logits_of(model, &after);
+    assert_true(isfinite(before) && isfinite(after));
+    model_close(model);
+  }
+  struct synthetic_model request = {"llama2-7b", 1, DTYPE_U8, 0.5, 1};
+  const double weights = 4 * 4096.0 * 4096 + 3 * 4096.0 * 11008;
+  assert_true(fabs((double)synthetic_bytes(&request) / weights - 3.5 / 8) < 1e-6);
+}
+
 static void models_run_and_are_reproducible(void **state) {
   (void)state;
   const char *const shapes[] = {"smollm2-135m", "qwen2.5-0.5b"};
@@ -135,6 +176,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(densities_are_exact_to_a_tile),
       cmocka_unit_test(packed_matrices_are_sound),
+      cmocka_unit_test(integers_are_sound),
       cmocka_unit_test(models_run_and_are_reproducible),
       cmocka_unit_test(sizes_are_foretold),
       cmocka_unit_test(requests_are_checked),
