@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "base/parallel.h"
 #include "base/rng.h"
+#include "eval/speed_read.h"
 #include "kernel/linear.h"
 #include "kernel/ops.h"
 
@@ -73,38 +74,21 @@ static struct strip_matrix make_matrix(int64_t rows, int64_t cols, int percent, 
 struct form {
   struct strip_matrix *matrices;
   size_t bytes;
+  struct weight_spans spans;
   double seconds[ROUNDS], read_s[ROUNDS];
 };
 
 /* --- the plain read --- */
 
-typedef uint64_t lanes __attribute__((vector_size(32), aligned(1), may_alias));
-struct reading {
-  const uint8_t *data;
-  size_t bytes;
-  uint64_t sum[PARALLEL_THREADS_MAX * 8];
-};
-enum { PIECE_BYTES = 1 << 20, READ_AHEAD_BYTES = 4096 };
-
-static void read_piece(void *ctx, int64_t piece, int worker) {
-  struct reading *r = ctx;
-  size_t at = (size_t)piece * PIECE_BYTES,
-         end = at + PIECE_BYTES < r->bytes ? at + PIECE_BYTES : r->bytes;
-  lanes sum[4] = {{0}};
-  for (; at + sizeof sum <= end; at += sizeof sum) {
-    __builtin_prefetch(r->data + at + READ_AHEAD_BYTES);
-    __builtin_prefetch(r->data + at + READ_AHEAD_BYTES + 64);
-    for (int i = 0; i < 4; i++) sum[i] += *(const lanes *)(const void *)(r->data + at + 32 * i);
-  }
-  for (int i = 0; i < 4; i++) r->sum[worker * 8] += sum[i][0] + sum[i][1] + sum[i][2] + sum[i][3];
-}
-
-static uint64_t read_matrix(const struct strip_matrix *m) {
-  struct reading r = {.data = m->data, .bytes = m->stored_bytes};
-  parallel_for((int64_t)((m->stored_bytes + PIECE_BYTES - 1) / PIECE_BYTES), read_piece, &r);
-  uint64_t sum = 0;
-  for (int i = 0; i < PARALLEL_THREADS_MAX; i++) sum += r.sum[i * 8];
-  return sum;
+static struct weight_spans spans_of(const struct form *form, int matrices) {
+  struct weight_spans s = {.items = must_alloc((size_t)matrices, sizeof *s.items),
+                           .count = (size_t)matrices,
+                           .bytes = form->bytes,
+                           .first_piece = must_alloc((size_t)matrices + 1, sizeof *s.first_piece)};
+  for (int i = 0; i < matrices; i++)
+    s.items[i] = (struct weight_span){form->matrices[i].data, form->matrices[i].stored_bytes};
+  weight_spans_cut(&s);
+  return s;
 }
 
 /* --- timing --- */
@@ -122,20 +106,17 @@ static double median(double values[ROUNDS]) {
  * the caches. */
 static void time_batch(struct form *forms, int matrices, int64_t batch, enum precision precision,
                        const float *x, float *y) {
-  static volatile uint64_t sink;
   for (int round = -1; round < ROUNDS; round++)
     for (int step = 0; step < 2 * FORMS; step++) {
       struct form *form = &forms[step % FORMS];
-      double start = clock_seconds();
-      for (int i = 0; i < matrices; i++) {
+      double start = clock_seconds(), seconds;
+      for (int i = 0; i < matrices && step >= FORMS; i++) {
         struct linear_weight w = {.strips = &form->matrices[i]};
-        if (step < FORMS)
-          sink = sink + read_matrix(&form->matrices[i]);
-        else
-          linear_forward(&w, NULL, x, batch, precision, y);
+        linear_forward(&w, NULL, x, batch, precision, y);
       }
-      if (round < 0) continue;
-      (step < FORMS ? form->read_s : form->seconds)[round] = clock_seconds() - start;
+      seconds = clock_seconds() - start;
+      if (step < FORMS) seconds = weight_spans_time_read(&form->spans);
+      if (round >= 0) (step < FORMS ? form->read_s : form->seconds)[round] = seconds;
     }
 }
 
@@ -168,6 +149,7 @@ int main(int argc, char **argv) {
       forms[f].matrices[i] = make_matrix(rows, cols, sparse_percent[f], (uint64_t)i);
       forms[f].bytes += forms[f].matrices[i].stored_bytes;
     }
+    forms[f].spans = spans_of(&forms[f], matrices);
   }
   float *x = must_alloc((size_t)(most * cols), 4), *y = must_alloc((size_t)(most * rows), 4);
   for (int64_t i = 0; i < most * cols; i++) x[i] = (float)(i % 97 - 48) / 97;
@@ -187,6 +169,7 @@ int main(int argc, char **argv) {
   for (int f = 0; f < FORMS; f++) {
     for (int i = 0; i < matrices; i++) strips_release(&forms[f].matrices[i]);
     mem_free(forms[f].matrices);
+    weight_spans_free(&forms[f].spans);
   }
   mem_free(x), mem_free(y);
   return 0;

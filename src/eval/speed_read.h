@@ -18,8 +18,12 @@ struct weight_spans {
  * model must live as long. */
 enum status weight_spans_init(struct weight_spans *spans, const struct model *model,
                               struct error *err);
+/* Cuts the spans into pieces of work; weight_spans_init has done it. first_piece (count + 1). */
+void weight_spans_cut(struct weight_spans *spans);
 void weight_spans_free(struct weight_spans *spans);
-/* Seconds that all threads take to read every byte once, summing them up. */
+/* Seconds that all threads take to read every byte once, summing them up: the best of reading one,
+ * two and four parts of each megabyte side by side, since processors differ in which keeps memory
+ * busiest. */
 double weight_spans_time_read(const struct weight_spans *spans);
 
 #endif

@@ -83,6 +83,11 @@ struct kernel_table {
   /* --- products of quantized strips --- */
   struct quant_kernels quant;
 
+  /* The sum modulo 2^32 of data's 32-bit words in the machine's order, the last one filled up with
+   * zero bytes: a plain read, as fast as the processor can, of `streams` (1, 2 or 4) parts side by
+   * side. What is fastest is for the caller to try. */
+  uint32_t (*sum_words)(const void *data, size_t bytes, int streams);
+
   /* --- products of operands rounded to bf16 --- */
   struct bf16_kernels bf16;
 

@@ -10,27 +10,59 @@
 #include "kernel/strip_batch.h"
 
 enum {
-  ITEMS_PER_THREAD = 8,
+  ITEMS_PER_THREAD = 8, /* by tiles */
   ITEM_BYTES_LEAST = 48 << 10,
+  LONG_PER_THREAD = 2, /* by lanes: */
+  SHORT_PER_THREAD = 32,
   TILES_FROM = 9,
   TILE_ROWS = 16,
   EXACT_PARTS = 3
 };
 
+/* How the strips of a matrix are dealt out: three quarters of them in long items, which are read
+ * from memory in one go, then short ones, so that all threads end at about the same time. Items
+ * begin at even strips; no sum depends on them. */
+struct deal {
+  int64_t strips, of_long, longs, of_short; /* strips in an item, items */
+};
+
+static struct deal deal_of(int64_t strips) {
+  const int64_t pairs = (strips + 1) / 2, threads = parallel_threads();
+  const int64_t of_long = 3 * pairs / (4 * LONG_PER_THREAD * threads);
+  const int64_t of_short = pairs / (SHORT_PER_THREAD * threads);
+  return (struct deal){strips, 2 * of_long, of_long ? LONG_PER_THREAD * threads : 0,
+                       of_short ? 2 * of_short : 2};
+}
+
+static int64_t deal_items(const struct deal *d) {
+  const int64_t left = d->strips - d->longs * d->of_long;
+  return d->longs + (left + d->of_short - 1) / d->of_short;
+}
+
+static int64_t deal_item(const struct deal *d, int64_t item, int64_t *count) {
+  const bool is_long = item < d->longs;
+  const int64_t size = is_long ? d->of_long : d->of_short;
+  const int64_t first =
+      is_long ? item * size : d->longs * d->of_long + (item - d->longs) * d->of_short;
+  *count = d->strips - first < size ? d->strips - first : size;
+  return first;
+}
+
 struct strip_job {
   const struct strip_matrix *w;
-  int64_t tokens, per_item;
+  int64_t tokens;
+  struct deal deal;
   const float *x; /* (chunks, tokens, STRIP_COLS) */
   float *y;       /* (tokens, rows) */
 };
 
 static void run_item(void *ctx, int64_t item, int worker) {
   const struct strip_job *j = ctx;
-  const int64_t first = item * j->per_item, left = j->w->strips - first;
+  int64_t count, first = deal_item(&j->deal, item, &count);
   (void)worker;
   float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(2 * j->tokens * STRIP_ROWS));
-  kernel_table()->strip_dot(j->w, first, left < j->per_item ? left : j->per_item, j->x, j->tokens,
-                            j->y + first * STRIP_ROWS, j->w->rows, sums);
+  kernel_table()->strip_dot(j->w, first, count, j->x, j->tokens, j->y + first * STRIP_ROWS,
+                            j->w->rows, sums);
 }
 
 /* x (tokens, cols) as (chunks, tokens, STRIP_COLS), zeros behind the last column. */
@@ -48,19 +80,10 @@ static const float *order_activations(const struct strip_matrix *w, const float 
   return out;
 }
 
-/* Enough strips for a stretch of memory that is worth reading in one go, few enough to leave every
- * thread its share. How pairs of strips are dealt out changes no sum. */
-static int64_t strips_per_item(const struct strip_matrix *w) {
-  const int64_t bytes = (int64_t)w->stored_bytes / w->strips + 1;
-  int64_t count = w->strips / (ITEMS_PER_THREAD * parallel_threads());
-  if (count * bytes < ITEM_BYTES_LEAST) count = ITEM_BYTES_LEAST / bytes;
-  return count < 2 ? 2 : count + count % 2;
-}
-
 static void product_by_lanes(const struct strip_matrix *w, const float *x, int64_t tokens,
                              float *y) {
-  struct strip_job j = {w, tokens, strips_per_item(w), order_activations(w, x, tokens), y};
-  parallel_for((w->strips + j.per_item - 1) / j.per_item, run_item, &j);
+  struct strip_job j = {w, tokens, deal_of(w->strips), order_activations(w, x, tokens), y};
+  parallel_for(deal_items(&j.deal), run_item, &j);
 }
 
 /* --- by tiles --- */
@@ -89,11 +112,19 @@ static void run_tiles(void *ctx, int64_t item, int worker) {
                               j->y + first * STRIP_ROWS, w->rows, sums);
 }
 
+/* Enough strips for a stretch of memory that is worth reading in one go, few enough to leave every
+ * thread its share, and an even number: they are taken in pairs. */
+static int64_t strips_per_item(const struct strip_matrix *w) {
+  const int64_t bytes = (int64_t)w->stored_bytes / w->strips + 1;
+  int64_t count = w->strips / (ITEMS_PER_THREAD * parallel_threads());
+  if (count * bytes < ITEM_BYTES_LEAST) count = ITEM_BYTES_LEAST / bytes;
+  count = count < 1 ? 1 : count < STRIP_BATCH_STRIPS ? count : STRIP_BATCH_STRIPS;
+  return count + count % 2;
+}
+
 static void product_by_tiles(const struct strip_matrix *w, const float *x, int64_t tokens,
                              int parts, float *y) {
   struct tile_job j = {{.w = w, .tokens = tokens, .parts = parts}, x, strips_per_item(w), y};
-  if (j.per_item > STRIP_BATCH_STRIPS) j.per_item = STRIP_BATCH_STRIPS;
-  j.per_item += j.per_item % 2; /* they are taken in pairs */
   j.batch.padded_rows = (parts * tokens + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
   j.batch.x =
       kernel_scratch(SCRATCH_LINEAR, (size_t)(w->chunks * j.batch.padded_rows * STRIP_COLS / 2));

@@ -137,12 +137,12 @@ static void every_thread_count(void) {
   struct hybrid_case c;
   struct strip_matrix s;
   static float first[TOKENS_MOST * ROWS_MOST];
-  hybrid_case_make(&c, 300, 290, 32, 0.4, DTYPE_BF16, 9);
+  hybrid_case_make(&c, 300, 290, 16, 0.4, DTYPE_BF16, 9); /* neighbours differ in kind */
   must(strips_from_hybrid(&s, &c.h, &err), err);
   const struct linear_weight w = {.strips = &s};
   static const int64_t counts[] = {1, 7, 40};
   for (int i = 0; i < 3; i++)
-    for (int threads = 1; threads <= 3; threads++) {
+    for (int threads = 1; threads <= 5; threads++) {
       const size_t bytes = (size_t)(counts[i] * 300) * sizeof(float);
       parallel_set_threads(threads);
       linear_forward(&w, NULL, x, counts[i], PRECISION_FP32, threads == 1 ? first : y);
@@ -158,8 +158,25 @@ static void same_bits_at_any_thread_count(void **state) {
   for_each_isa(every_thread_count);
 }
 
+static void every_read(void) {
+  uint8_t *bytes = (uint8_t *)weights;
+  for (size_t count = 0; count < 3000; count += count < 70 ? 1 : 77)
+    for (int streams = 1; streams <= 4; streams *= 2) {
+      uint32_t sum = 0;
+      for (size_t i = 0; i < count; i++) sum += (uint32_t)bytes[i + 3] << 8 * (i % 4);
+      assert_int_equal(kernel_table()->sum_words(bytes + 3, count, streams), sum);
+    }
+}
+
+static void a_plain_read_loads_every_byte(void **state) {
+  (void)state;
+  fill_normal(weights, 1000, 3, 1);
+  for_each_isa(every_read);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(products_against_fp64),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(a_plain_read_loads_every_byte),
+                                     cmocka_unit_test(products_against_fp64),
                                      cmocka_unit_test(same_bits_at_any_thread_count)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,6 @@
-/* Reference kernels over strips: see kernel/select.h for the contracts. */
+/* Reference kernels over strips, and the plain read: see kernel/select.h for the contracts. */
+#include <string.h>
+
 #include "kernel/ref/ref.h"
 #include "sparse/strips.h"
 
@@ -36,7 +38,19 @@ static void strip_expand(const struct strip_matrix *w, int64_t strip, int64_t ch
     }
 }
 
+static uint32_t sum_words(const void *data, size_t bytes, int streams) {
+  uint32_t sum = 0;
+  (void)streams;
+  for (size_t at = 0; at < bytes; at += sizeof sum) {
+    uint32_t word = 0;
+    memcpy(&word, (const char *)data + at, bytes - at < sizeof word ? bytes - at : sizeof word);
+    sum += word;
+  }
+  return sum;
+}
+
 void ref_fill_strips(struct kernel_table *table) {
   table->strip_dot = strip_dot;
   table->strip_expand = strip_expand;
+  table->sum_words = sum_words;
 }
