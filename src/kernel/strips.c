@@ -10,13 +10,12 @@
 #include "kernel/strip_batch.h"
 
 enum {
-  ITEMS_PER_THREAD = 8, /* by tiles */
-  ITEM_BYTES_LEAST = 48 << 10,
-  LONG_PER_THREAD = 2, /* by lanes: */
+  LONG_PER_THREAD = 2,
   SHORT_PER_THREAD = 32,
-  TILES_FROM = 9,
+  TILES_FROM = 5,
   TILE_ROWS = 16,
-  EXACT_PARTS = 3
+  EXACT_PARTS = 3,
+  PARTS_CHUNKS = 8 /* that an item makes */
 };
 
 /* How the strips of a matrix are dealt out: three quarters of them in long items, which are read
@@ -91,45 +90,39 @@ static void product_by_lanes(const struct strip_matrix *w, const float *x, int64
 struct tile_job {
   struct strip_batch batch;
   const float *x;
-  int64_t per_item;
+  struct deal deal;
   float *y;
 };
 
-static void make_parts(void *ctx, int64_t chunk, int worker) {
+static void make_parts(void *ctx, int64_t item, int worker) {
   const struct tile_job *j = ctx;
   (void)worker;
-  kernel_table()->strip_parts(&j->batch, j->x, chunk);
+  for (int64_t i = 0, chunk = item * PARTS_CHUNKS; i < PARTS_CHUNKS && chunk < j->batch.w->chunks;
+       i++, chunk++)
+    kernel_table()->strip_parts(&j->batch, j->x, chunk);
 }
 
 static void run_tiles(void *ctx, int64_t item, int worker) {
   const struct tile_job *j = ctx;
   const struct strip_matrix *w = j->batch.w;
-  const int64_t first = item * j->per_item, left = w->strips - first;
+  int64_t count, first = deal_item(&j->deal, item, &count), most = STRIP_BATCH_STRIPS;
   (void)worker;
   float *sums = kernel_scratch(SCRATCH_SEGMENT,
                                (size_t)(STRIP_BATCH_STRIPS * j->batch.padded_rows * STRIP_ROWS));
-  kernel_table()->strip_batch(&j->batch, first, left < j->per_item ? left : j->per_item,
-                              j->y + first * STRIP_ROWS, w->rows, sums);
-}
-
-/* Enough strips for a stretch of memory that is worth reading in one go, few enough to leave every
- * thread its share, and an even number: they are taken in pairs. */
-static int64_t strips_per_item(const struct strip_matrix *w) {
-  const int64_t bytes = (int64_t)w->stored_bytes / w->strips + 1;
-  int64_t count = w->strips / (ITEMS_PER_THREAD * parallel_threads());
-  if (count * bytes < ITEM_BYTES_LEAST) count = ITEM_BYTES_LEAST / bytes;
-  count = count < 1 ? 1 : count < STRIP_BATCH_STRIPS ? count : STRIP_BATCH_STRIPS;
-  return count + count % 2;
+  for (; count > 0; first += most, count -= most)
+    kernel_table()->strip_batch(&j->batch, first, count < most ? count : most,
+                                j->y + first * STRIP_ROWS, w->rows, sums);
 }
 
 static void product_by_tiles(const struct strip_matrix *w, const float *x, int64_t tokens,
                              int parts, float *y) {
-  struct tile_job j = {{.w = w, .tokens = tokens, .parts = parts}, x, strips_per_item(w), y};
-  j.batch.padded_rows = (parts * tokens + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  struct tile_job j = {{.w = w, .tokens = tokens, .parts = parts}, x, deal_of(w->strips), y};
+  const int64_t rows = parts * tokens;
+  j.batch.padded_rows = rows <= TILE_ROWS ? rows : (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
   j.batch.x =
       kernel_scratch(SCRATCH_LINEAR, (size_t)(w->chunks * j.batch.padded_rows * STRIP_COLS / 2));
-  parallel_for(w->chunks, make_parts, &j);
-  parallel_for((w->strips + j.per_item - 1) / j.per_item, run_tiles, &j);
+  parallel_for((w->chunks + PARTS_CHUNKS - 1) / PARTS_CHUNKS, make_parts, &j);
+  parallel_for(deal_items(&j.deal), run_tiles, &j);
 }
 
 void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens,

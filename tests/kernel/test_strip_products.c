@@ -92,8 +92,9 @@ static void check(const struct strip_matrix *s) {
   for (int64_t r = 0; r < s->rows; r++) linear_row(&w, r, weights + r * s->cols);
   for (size_t i = 0; i < sizeof token_counts / sizeof *token_counts; i++)
     check_forward(&w, token_counts[i]);
-  check_rounded(&w, 11);
-  check_rounded(&w, 64);
+  static const int64_t rounded[] = {5, 11, 20, 40,
+                                    64}; /* a part of a tile, one, two, three, four */
+  for (size_t i = 0; i < sizeof rounded / sizeof *rounded; i++) check_rounded(&w, rounded[i]);
   check_backward(&w, 5);
   check_bf16(&w);
 }

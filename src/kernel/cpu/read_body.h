@@ -2,7 +2,12 @@
  * a kernel over strips cannot do without, and nothing else: it loads every byte once. */
 #include "kernel/select.h"
 
-enum { READ_VECTORS = 4, READ_STEP_BYTES = 4 * 4 * VL, READ_LINE_BYTES = 64, READ_AHEAD_BYTES = 2048 };
+enum {
+  READ_VECTORS = 4,
+  READ_STEP_BYTES = 4 * 4 * VL,
+  READ_LINE_BYTES = 64,
+  READ_AHEAD_BYTES = 2048
+};
 
 /* The first `bytes`, a multiple of READ_STEP_BYTES, of each of `streams` parts. */
 INLINE void add_streams(const uint8_t *data, const int streams, size_t apart, size_t bytes,

@@ -6,9 +6,10 @@
  * for each part, so that the products are exact and only the fp32 sums round, as with fp32
  * multiply-adds. Three times the work is free as long as memory cannot deliver weights any faster.
  *
- * Two strips and two A tiles at a time: four products for four tile loads. A piece of sixteen
- * chunks is gone through for all strips of an item before the next, so that its activations are
- * read from the second-level cache; meanwhile the same strips' next pieces are fetched there. */
+ * Two strips, read abreast, and two A tiles at a time: four products for four tile loads. A batch
+ * of up to three A tiles goes once from the front of both strips to their end. A larger one comes
+ * back to each piece of sixteen chunks, which is gone through for all strips of an item before
+ * the next, so that its activations are read from the second-level cache. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
@@ -17,7 +18,14 @@
 #include "kernel/cpu/tables.h"
 #include "kernel/strip_batch.h"
 
-enum { PIECE = 16 /* chunks between loads and stores of C */, PAIR = 2 };
+enum {
+  PIECE = 16, /* chunks between loads and stores of C, for batches that come back to them */
+  PAIR = 2,
+  TILE_ROWS = 16,
+  PASS_ROWS = 2 * TILE_ROWS, /* that meet a chunk at a time, */
+  ONCE_ROWS = 3 * TILE_ROWS, /* or when there are no more */
+  TILES_AHEAD_BYTES = 2048
+};
 
 struct tile_config {
   uint8_t palette, start_row, reserved[14];
@@ -25,9 +33,14 @@ struct tile_config {
   uint8_t rows[16];
 };
 
-static void configure(void) {
+/* Tiles 4 and 5 are B, unless there are three A tiles; the others C and A. Rows of A that are not
+ * there cost no time. */
+static void configure(int64_t rows) {
   struct tile_config c __attribute__((aligned(64))) = {.palette = 1};
-  for (int i = 0; i < 8; i++) c.row_bytes[i] = 64, c.rows[i] = 16;
+  for (int i = 0; i < 8; i++) {
+    c.row_bytes[i] = 64;
+    c.rows[i] = i == 4 || i == 5 || rows > TILE_ROWS ? TILE_ROWS : (uint8_t)rows;
+  }
   _tile_loadconfig(&c);
 }
 
@@ -73,55 +86,46 @@ static struct cursor cursor_of(const struct strip_matrix *w, int64_t strip) {
 
 static const uint8_t zeros[STRIP_DENSE_BYTES] __attribute__((aligned(64)));
 
-/* Where the B tiles of the next `count` <= PIECE chunks lie, or will when those that are 2:4 have
- * been spread from `packed`, which is NULL for the others. */
-static void take_tiles(struct cursor *c, int64_t count, const uint8_t *packed[PIECE],
-                       const uint8_t *tiles[PIECE], uint8_t *buffer) {
-  for (int64_t i = 0; i < count; i++) {
-    while (!c->left) c->left = (++c->run)->chunks;
-    const enum strip_kind kind = c->run->kind;
-    packed[i] = kind == STRIP_SPARSE ? c->at : NULL;
-    tiles[i] = kind == STRIP_SPARSE  ? buffer + i * STRIP_DENSE_BYTES
-               : kind == STRIP_DENSE ? c->at
-                                     : zeros;
-    c->at += strip_kind_bytes(kind);
-    c->left--;
-  }
+/* The next chunk's B tile, in memory or, when it is 2:4, in `buffer`. */
+static inline const uint8_t *next_tile(struct cursor *c, uint8_t *buffer) {
+  while (!c->left) c->left = (++c->run)->chunks;
+  const enum strip_kind kind = c->run->kind;
+  const int64_t bytes = strip_kind_bytes(kind);
+  const uint8_t *at = c->at;
+  for (int64_t b = 0; b < bytes; b += STRIP_LINE_BYTES)
+    _mm_prefetch(at + TILES_AHEAD_BYTES + b, _MM_HINT_T0);
+  c->at += bytes;
+  c->left--;
+  if (kind == STRIP_EMPTY) return zeros;
+  if (kind == STRIP_DENSE) return at;
+  spread_chunk(at, buffer);
+  return buffer;
 }
 
 /* --- products --- */
 
-enum { TILE_FLOATS = STRIP_ROWS * 16 };
+enum { TILE_FLOATS = STRIP_ROWS * TILE_ROWS };
 
-/* Two strips' next chunks. */
+/* Two strips' next chunks: where their B tiles lie, and room for those of 2:4 chunks. */
 struct piece {
   int64_t chunks;
-  const uint8_t *packed[PAIR][PIECE]; /* 2:4 chunks that are to be spread to */
-  const uint8_t *b[PAIR][PIECE];      /* where their B tiles lie */
-  const uint8_t *ahead[PAIR];         /* what is wanted next time, */
-  int64_t ahead_bytes[PAIR];          /* so much for each chunk */
+  const uint8_t *b[PIECE][PAIR];
+  uint8_t buffer[PIECE][PAIR][STRIP_DENSE_BYTES] __attribute__((aligned(64)));
 };
 
-static inline void fetch_ahead(const struct piece *p, int64_t chunk) {
-  for (int s = 0; s < PAIR; s++) {
-    const char *at = (const char *)p->ahead[s] + chunk * p->ahead_bytes[s];
-    for (int64_t b = 0; b < p->ahead_bytes[s]; b += STRIP_LINE_BYTES)
-      _mm_prefetch(at + b, _MM_HINT_T1);
-  }
-}
-
-static inline void spread(const struct piece *p, int64_t chunk) {
-  for (int s = 0; s < PAIR; s++)
-    if (p->packed[s][chunk]) spread_chunk(p->packed[s][chunk], (uint8_t *)p->b[s][chunk]);
+static inline void take_chunk(struct piece *p, struct cursor cursors[PAIR], int64_t slot) {
+  for (int s = 0; s < PAIR; s++) p->b[slot][s] = next_tile(&cursors[s], p->buffer[slot][s]);
 }
 
 /* C (strip, tile) += A B for one or two A tiles. a: the first chunk's; the next chunk's are `step`
  * bytes on. c: tiles of 16 token rows x STRIP_ROWS; the second strip's are `strip_step` floats on.
- * The `first` to pass over a piece spreads its 2:4 chunks, each while the tiles of the one before
- * are multiplied, and fetches what comes next. */
-static inline __attribute__((always_inline)) void multiply(const int tiles, const bool first,
-                                                           const struct piece *p, const uint8_t *a,
-                                                           int64_t step, float *c,
+ * With cursors the chunks are taken from there, each while the tiles of the one before are
+ * multiplied, into the first `slots` (a power of two) of the piece in turn; without, they are
+ * there.
+ */
+static inline __attribute__((always_inline)) void multiply(const int tiles, struct cursor *cursors,
+                                                           int64_t slots, struct piece *p,
+                                                           const uint8_t *a, int64_t step, float *c,
                                                            int64_t strip_step) {
   float *d = c + strip_step;
   _tile_loadd(0, c, 64);
@@ -130,14 +134,14 @@ static inline __attribute__((always_inline)) void multiply(const int tiles, cons
     _tile_loadd(2, c + TILE_FLOATS, 64);
     _tile_loadd(3, d + TILE_FLOATS, 64);
   }
-  if (first) spread(p, 0);
+  if (cursors) take_chunk(p, cursors, 0);
   for (int64_t i = 0; i < p->chunks; i++, a += step) {
-    if (first) fetch_ahead(p, i);
-    if (first && i + 1 < p->chunks) spread(p, i + 1);
-    _tile_loadd(4, p->b[0][i], 64);
+    const uint8_t *const *b = p->b[i & (slots - 1)];
+    if (cursors && i + 1 < p->chunks) take_chunk(p, cursors, (i + 1) & (slots - 1));
+    _tile_loadd(4, b[0], 64);
     _tile_loadd(6, a, 64);
     _tile_dpbf16ps(0, 6, 4);
-    _tile_loadd(5, p->b[1][i], 64);
+    _tile_loadd(5, b[1], 64);
     _tile_dpbf16ps(1, 6, 5);
     if (tiles > 1) {
       _tile_loadd(7, a + 1024, 64);
@@ -153,19 +157,60 @@ static inline __attribute__((always_inline)) void multiply(const int tiles, cons
   }
 }
 
+/* The same for three A tiles, which leave room for one tile of each operand. */
+static inline void multiply_three(struct cursor cursors[PAIR], struct piece *p, const uint8_t *a,
+                                  int64_t step, float *c, int64_t strip_step) {
+  float *d = c + strip_step;
+  _tile_loadd(0, c, 64);
+  _tile_loadd(1, c + TILE_FLOATS, 64);
+  _tile_loadd(2, c + 2 * TILE_FLOATS, 64);
+  _tile_loadd(3, d, 64);
+  _tile_loadd(4, d + TILE_FLOATS, 64);
+  _tile_loadd(5, d + 2 * TILE_FLOATS, 64);
+  take_chunk(p, cursors, 0);
+  for (int64_t i = 0; i < p->chunks; i++, a += step) {
+    const uint8_t *const *b = p->b[i & 1];
+    if (i + 1 < p->chunks) take_chunk(p, cursors, (i + 1) & 1);
+    _tile_loadd(6, b[0], 64);
+    _tile_loadd(7, a, 64);
+    _tile_dpbf16ps(0, 7, 6);
+    _tile_loadd(7, a + 1024, 64);
+    _tile_dpbf16ps(1, 7, 6);
+    _tile_loadd(7, a + 2048, 64);
+    _tile_dpbf16ps(2, 7, 6);
+    _tile_loadd(6, b[1], 64);
+    _tile_dpbf16ps(5, 7, 6);
+    _tile_loadd(7, a + 1024, 64);
+    _tile_dpbf16ps(4, 7, 6);
+    _tile_loadd(7, a, 64);
+    _tile_dpbf16ps(3, 7, 6);
+  }
+  _tile_stored(0, c, 64);
+  _tile_stored(1, c + TILE_FLOATS, 64);
+  _tile_stored(2, c + 2 * TILE_FLOATS, 64);
+  _tile_stored(3, d, 64);
+  _tile_stored(4, d + TILE_FLOATS, 64);
+  _tile_stored(5, d + 2 * TILE_FLOATS, 64);
+}
+
 /* All tokens times a piece: a (padded_rows) rows of its first chunk, sums (PAIR, padded_rows, 16).
  */
-static void multiply_piece(const struct strip_batch *batch, const struct piece *p, const uint8_t *a,
-                           float *sums) {
+static void multiply_piece(const struct strip_batch *batch, struct cursor cursors[PAIR],
+                           struct piece *p, const uint8_t *a, float *sums) {
   const int64_t rows = batch->padded_rows, step = rows * 64, strip_step = rows * STRIP_ROWS;
-  if (rows < 32)
-    multiply(1, true, p, a, step, sums, strip_step);
+  if (rows <= TILE_ROWS)
+    multiply(1, cursors, 2, p, a, step, sums, strip_step);
+  else if (rows <= PASS_ROWS)
+    multiply(2, cursors, 2, p, a, step, sums, strip_step);
+  else if (rows <= ONCE_ROWS)
+    multiply_three(cursors, p, a, step, sums, strip_step);
   else
-    multiply(2, true, p, a, step, sums, strip_step);
-  int64_t row = 32;
-  for (; row + 32 <= rows; row += 32)
-    multiply(2, false, p, a + row * 64, step, sums + row * STRIP_ROWS, strip_step);
-  if (row < rows) multiply(1, false, p, a + row * 64, step, sums + row * STRIP_ROWS, strip_step);
+    multiply(2, cursors, PIECE, p, a, step, sums, strip_step);
+  int64_t row = rows <= ONCE_ROWS ? rows : PASS_ROWS;
+  for (; row + PASS_ROWS <= rows; row += PASS_ROWS)
+    multiply(2, NULL, PIECE, p, a + row * 64, step, sums + row * STRIP_ROWS, strip_step);
+  if (row < rows)
+    multiply(1, NULL, PIECE, p, a + row * 64, step, sums + row * STRIP_ROWS, strip_step);
 }
 
 /* Adds up the parts of each token, the smallest first. */
@@ -182,37 +227,25 @@ static void finish(const struct strip_batch *batch, int64_t strip, const float *
   }
 }
 
-static void take_piece(struct cursor *cursors, int64_t chunks, struct piece *p,
-                       uint8_t buffer[PAIR][PIECE * STRIP_DENSE_BYTES]) {
-  p->chunks = chunks;
-  for (int s = 0; s < PAIR; s++) {
-    const uint8_t *before = cursors[s].at;
-    take_tiles(&cursors[s], chunks, p->packed[s], p->b[s], buffer[s]);
-    p->ahead[s] = cursors[s].at;
-    p->ahead_bytes[s] = (cursors[s].at - before) / chunks;
-  }
-}
-
 /* An odd strip out is paired with itself; its second sums are thrown away. */
 static void strip_batch(const struct strip_batch *batch, int64_t first, int64_t count, float *y,
                         int64_t ldy, float *sums) {
   const struct strip_matrix *w = batch->w;
   const int64_t strip_floats = batch->padded_rows * STRIP_ROWS;
-  uint8_t buffer[PAIR][PIECE * STRIP_DENSE_BYTES] __attribute__((aligned(64)));
+  const int64_t most = batch->padded_rows <= ONCE_ROWS ? w->chunks : PIECE;
+  struct piece piece;
   struct cursor cursors[STRIP_BATCH_STRIPS];
   const int64_t even = (count + 1) / PAIR * PAIR;
   INVARIANT(even <= STRIP_BATCH_STRIPS);
   for (int64_t s = 0; s < even; s++) cursors[s] = cursor_of(w, first + (s < count ? s : count - 1));
   memset(sums, 0, (size_t)(even * strip_floats) * sizeof *sums);
-  configure();
-  for (int64_t chunk = 0; chunk < w->chunks; chunk += PIECE) {
+  configure(batch->padded_rows);
+  for (int64_t chunk = 0; chunk < w->chunks; chunk += most) {
     const int64_t left = w->chunks - chunk;
     const uint8_t *a = (const uint8_t *)batch->x + chunk * batch->padded_rows * 64;
-    for (int64_t s = 0; s < even; s += PAIR) {
-      struct piece piece;
-      take_piece(cursors + s, left < PIECE ? left : PIECE, &piece, buffer);
-      multiply_piece(batch, &piece, a, sums + s * strip_floats);
-    }
+    piece.chunks = left < most ? left : most;
+    for (int64_t s = 0; s < even; s += PAIR)
+      multiply_piece(batch, cursors + s, &piece, a, sums + s * strip_floats);
   }
   _tile_release();
   for (int64_t s = 0; s < count; s++)
