@@ -8,7 +8,7 @@
 #include "base/mem.h"
 #include "model/internal.h"
 
-enum { CHUNK_TOKENS = 256 };
+enum { CHUNK_TOKENS = 512 };
 
 struct model_session {
   const struct model *model;
