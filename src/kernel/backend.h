@@ -44,6 +44,9 @@ struct backend {
   /* --- products; weights are dense where is_host is false --- */
   void (*linear_forward)(const struct linear_weight *w, const float *bias, const float *x,
                          int64_t tokens, enum precision precision, float *y);
+  /* NULL where nothing is gained by naming several products at once. */
+  void (*linear_forward_many)(const struct linear_output *outputs, int count, const float *x,
+                              int64_t tokens, enum precision precision);
   void (*linear_backward_input)(const struct linear_weight *w, const float *dy, int64_t tokens,
                                 enum precision precision, float *dx, bool accumulate);
   void (*linear_backward_weight)(const float *dy, const float *x, int64_t tokens, int64_t rows,

@@ -85,6 +85,7 @@ const struct backend *backend_cpu(void) {
       .clear = clear,
       .copy_floats = copy_floats,
       .linear_forward = linear_forward,
+      .linear_forward_many = linear_forward_many,
       .linear_backward_input = linear_backward_input,
       .linear_backward_weight = linear_backward_weight,
       .embed = linear_embed,

@@ -111,21 +111,45 @@ static bool is_stored_integers(const struct linear_weight *w) {
   return !w->strips && !w->hybrid && !w->quant && (w->integers || !dtype_is_native(w->dense.dtype));
 }
 
+static void add_bias(const float *bias, int64_t tokens, int64_t rows, float *y) {
+  if (!bias) return;
+  for (int64_t t = 0; t < tokens; t++) kernel_table()->add(y + t * rows, bias, rows);
+}
+
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
                     int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
   if (w->quant && tokens <= STRIP_TOKENS_MAX) {
     if (tokens > 0) quant_product(w->quant, x, tokens, y);
   } else if (w->strips && tokens <= STRIP_TOKENS_MAX) {
-    if (tokens > 0) strips_product(w->strips, x, tokens, precision, y);
+    const struct strip_output out = {w->strips, y};
+    if (tokens > 0) strips_products(&out, 1, x, tokens, precision);
   } else if (tokens <= SKINNY_TOKENS_MAX && !is_stored_integers(w)) {
     if (tokens > 0) forward_skinny(w, x, tokens, y);
   } else {
     struct product_operand a = float_operand(x, cols, false), b = weight_operand(w, true);
     multiply(precision, tokens, rows, cols, &a, &b, false, y);
   }
-  if (!bias) return;
-  for (int64_t t = 0; t < tokens; t++) kernel_table()->add(y + t * rows, bias, rows);
+  add_bias(bias, tokens, rows, y);
+}
+
+void linear_forward_many(const struct linear_output *outputs, int count, const float *x,
+                         int64_t tokens, enum precision precision) {
+  struct strip_output strips[LINEAR_MANY_MOST];
+  bool all = tokens > 0 && tokens <= STRIP_TOKENS_MAX;
+  INVARIANT(count >= 1 && count <= LINEAR_MANY_MOST);
+  for (int i = 0; i < count; i++) {
+    all = all && outputs[i].w->strips;
+    strips[i] = (struct strip_output){outputs[i].w->strips, outputs[i].y};
+  }
+  if (all) strips_products(strips, count, x, tokens, precision);
+  for (int i = 0; i < count; i++) {
+    const struct linear_output *o = &outputs[i];
+    if (all)
+      add_bias(o->bias, tokens, linear_rows(o->w), o->y);
+    else
+      linear_forward(o->w, o->bias, x, tokens, precision, o->y);
+  }
 }
 
 void linear_backward_input(const struct linear_weight *w, const float *dy, int64_t tokens,

@@ -46,10 +46,16 @@ void product(int64_t m, int64_t n, int64_t k, float alpha, const struct product_
 void product_bf16(int64_t m, int64_t n, int64_t k, float alpha, const struct product_operand *a,
                   const struct product_operand *b, bool add, float *c, int64_t ldc);
 
-/* y (tokens, rows) = x W^T, x (tokens, cols), reading W once however many tokens there are. With
- * PRECISION_BF16 x may be rounded, where that is faster. */
-void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens,
-                    enum precision precision, float *y);
+/* A weight matrix and where its product goes: y (tokens, w->rows). */
+struct strip_output {
+  const struct strip_matrix *w;
+  float *y;
+};
+/* y = x W^T of one or several matrices with the same columns, x (tokens, cols), in one section and
+ * reading each W once however many tokens there are. With PRECISION_BF16 x may be rounded, where
+ * that is faster. */
+void strips_products(const struct strip_output *outputs, int count, const float *x, int64_t tokens,
+                     enum precision precision);
 
 /* The same for quantized weights, x rounded to int8 for each token and 32 columns. */
 void quant_product(const struct quant_strips *w, const float *x, int64_t tokens, float *y);

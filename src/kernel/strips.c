@@ -18,50 +18,74 @@ enum {
   PARTS_CHUNKS = 8 /* that an item makes */
 };
 
-/* How the strips of a matrix are dealt out: three quarters of them in long items, which are read
- * from memory in one go, then short ones, so that all threads end at about the same time. Items
- * begin at even strips; no sum depends on them. */
+/* How the strips of some matrices are dealt out: their pairs are counted through, three quarters of
+ * them are in long items, which are read from memory in one go, and the rest in short ones, so that
+ * all threads end at about the same time. No sum depends on which pairs are an item. */
 struct deal {
-  int64_t strips, of_long, longs, of_short; /* strips in an item, items */
+  int64_t pairs, of_long, longs, of_short; /* pairs in an item, long items */
 };
 
-static struct deal deal_of(int64_t strips) {
-  const int64_t pairs = (strips + 1) / 2, threads = parallel_threads();
+static int64_t pairs_of(const struct strip_matrix *w) { return (w->strips + 1) / 2; }
+
+static struct deal deal_of(int64_t pairs) {
+  const int64_t threads = parallel_threads();
   const int64_t of_long = 3 * pairs / (4 * LONG_PER_THREAD * threads);
   const int64_t of_short = pairs / (SHORT_PER_THREAD * threads);
-  return (struct deal){strips, 2 * of_long, of_long ? LONG_PER_THREAD * threads : 0,
-                       of_short ? 2 * of_short : 2};
+  return (struct deal){pairs, of_long, of_long ? LONG_PER_THREAD * threads : 0,
+                       of_short ? of_short : 1};
 }
 
 static int64_t deal_items(const struct deal *d) {
-  const int64_t left = d->strips - d->longs * d->of_long;
+  const int64_t left = d->pairs - d->longs * d->of_long;
   return d->longs + (left + d->of_short - 1) / d->of_short;
 }
 
-static int64_t deal_item(const struct deal *d, int64_t item, int64_t *count) {
-  const bool is_long = item < d->longs;
-  const int64_t size = is_long ? d->of_long : d->of_short;
-  const int64_t first =
-      is_long ? item * size : d->longs * d->of_long + (item - d->longs) * d->of_short;
-  *count = d->strips - first < size ? d->strips - first : size;
-  return first;
+/* The pairs [*first, return value) of an item. */
+static int64_t deal_item(const struct deal *d, int64_t item, int64_t *first) {
+  const int64_t size = item < d->longs ? d->of_long : d->of_short, before = d->longs * d->of_long;
+  *first = item < d->longs ? item * size : before + (item - d->longs) * size;
+  return *first + size < d->pairs ? *first + size : d->pairs;
 }
 
 struct strip_job {
-  const struct strip_matrix *w;
+  const struct strip_output *outputs;
+  int count;
   int64_t tokens;
   struct deal deal;
-  const float *x; /* (chunks, tokens, STRIP_COLS) */
-  float *y;       /* (tokens, rows) */
+  const float *x;           /* what the caller gave */
+  const float *ordered;     /* by lanes: (chunks, tokens, STRIP_COLS) */
+  struct strip_batch batch; /* by tiles; w is that of the first output */
 };
 
-static void run_item(void *ctx, int64_t item, int worker) {
-  const struct strip_job *j = ctx;
-  int64_t count, first = deal_item(&j->deal, item, &count);
-  (void)worker;
+/* Runs `part` on the strips [first, first + count) of each matrix that has a share in an item. */
+static void for_each_part(const struct strip_job *j, int64_t item,
+                          void (*part)(const struct strip_job *, const struct strip_output *,
+                                       int64_t first, int64_t count)) {
+  int64_t pair, end = deal_item(&j->deal, item, &pair), before = 0;
+  for (int i = 0; i < j->count && pair < end; i++) {
+    const struct strip_matrix *w = j->outputs[i].w;
+    const int64_t stop = before + pairs_of(w) < end ? before + pairs_of(w) : end;
+    if (pair < stop) {
+      const int64_t first = 2 * (pair - before), last = 2 * (stop - before);
+      part(j, &j->outputs[i], first, (last < w->strips ? last : w->strips) - first);
+      pair = stop;
+    }
+    before += pairs_of(w);
+  }
+}
+
+/* --- by lanes --- */
+
+static void lanes_part(const struct strip_job *j, const struct strip_output *out, int64_t first,
+                       int64_t count) {
   float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(2 * j->tokens * STRIP_ROWS));
-  kernel_table()->strip_dot(j->w, first, count, j->x, j->tokens, j->y + first * STRIP_ROWS,
-                            j->w->rows, sums);
+  kernel_table()->strip_dot(out->w, first, count, j->ordered, j->tokens,
+                            out->y + first * STRIP_ROWS, out->w->rows, sums);
+}
+
+static void run_lanes(void *ctx, int64_t item, int worker) {
+  (void)worker;
+  for_each_part(ctx, item, lanes_part);
 }
 
 /* x (tokens, cols) as (chunks, tokens, STRIP_COLS), zeros behind the last column. */
@@ -79,56 +103,55 @@ static const float *order_activations(const struct strip_matrix *w, const float 
   return out;
 }
 
-static void product_by_lanes(const struct strip_matrix *w, const float *x, int64_t tokens,
-                             float *y) {
-  struct strip_job j = {w, tokens, deal_of(w->strips), order_activations(w, x, tokens), y};
-  parallel_for(deal_items(&j.deal), run_item, &j);
-}
-
 /* --- by tiles --- */
 
-struct tile_job {
-  struct strip_batch batch;
-  const float *x;
-  struct deal deal;
-  float *y;
-};
-
 static void make_parts(void *ctx, int64_t item, int worker) {
-  const struct tile_job *j = ctx;
+  const struct strip_job *j = ctx;
   (void)worker;
   for (int64_t i = 0, chunk = item * PARTS_CHUNKS; i < PARTS_CHUNKS && chunk < j->batch.w->chunks;
        i++, chunk++)
     kernel_table()->strip_parts(&j->batch, j->x, chunk);
 }
 
-static void run_tiles(void *ctx, int64_t item, int worker) {
-  const struct tile_job *j = ctx;
-  const struct strip_matrix *w = j->batch.w;
-  int64_t count, first = deal_item(&j->deal, item, &count), most = STRIP_BATCH_STRIPS;
-  (void)worker;
-  float *sums = kernel_scratch(SCRATCH_SEGMENT,
-                               (size_t)(STRIP_BATCH_STRIPS * j->batch.padded_rows * STRIP_ROWS));
+static void tiles_part(const struct strip_job *j, const struct strip_output *out, int64_t first,
+                       int64_t count) {
+  struct strip_batch batch = j->batch;
+  const int64_t most = STRIP_BATCH_STRIPS;
+  float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(most * batch.padded_rows * STRIP_ROWS));
+  batch.w = out->w;
   for (; count > 0; first += most, count -= most)
-    kernel_table()->strip_batch(&j->batch, first, count < most ? count : most,
-                                j->y + first * STRIP_ROWS, w->rows, sums);
+    kernel_table()->strip_batch(&batch, first, count < most ? count : most,
+                                out->y + first * STRIP_ROWS, out->w->rows, sums);
 }
 
-static void product_by_tiles(const struct strip_matrix *w, const float *x, int64_t tokens,
-                             int parts, float *y) {
-  struct tile_job j = {{.w = w, .tokens = tokens, .parts = parts}, x, deal_of(w->strips), y};
-  const int64_t rows = parts * tokens;
-  j.batch.padded_rows = rows <= TILE_ROWS ? rows : (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-  j.batch.x =
-      kernel_scratch(SCRATCH_LINEAR, (size_t)(w->chunks * j.batch.padded_rows * STRIP_COLS / 2));
-  parallel_for((w->chunks + PARTS_CHUNKS - 1) / PARTS_CHUNKS, make_parts, &j);
-  parallel_for(deal_items(&j.deal), run_tiles, &j);
+static void run_tiles(void *ctx, int64_t item, int worker) {
+  (void)worker;
+  for_each_part(ctx, item, tiles_part);
 }
 
-void strips_product(const struct strip_matrix *w, const float *x, int64_t tokens,
-                    enum precision precision, float *y) {
-  if (kernel_table()->strip_batch && w->dtype == DTYPE_BF16 && tokens >= TILES_FROM)
-    product_by_tiles(w, x, tokens, precision == PRECISION_BF16 ? 1 : EXACT_PARTS, y);
-  else
-    product_by_lanes(w, x, tokens, y);
+static void multiply_by_tiles(struct strip_job *j, int parts) {
+  const struct strip_matrix *w = j->outputs[0].w;
+  const int64_t used = parts * j->tokens;
+  const int64_t rows = used <= TILE_ROWS ? used : (used + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  j->batch = (struct strip_batch){.w = w, .tokens = j->tokens, .parts = parts, .padded_rows = rows};
+  j->batch.x = kernel_scratch(SCRATCH_LINEAR, (size_t)(w->chunks * rows * STRIP_COLS / 2));
+  parallel_for((w->chunks + PARTS_CHUNKS - 1) / PARTS_CHUNKS, make_parts, j);
+  parallel_for(deal_items(&j->deal), run_tiles, j);
+}
+
+void strips_products(const struct strip_output *outputs, int count, const float *x, int64_t tokens,
+                     enum precision precision) {
+  bool tiles = kernel_table()->strip_batch && tokens >= TILES_FROM;
+  int64_t pairs = 0;
+  for (int i = 0; i < count; i++) {
+    pairs += pairs_of(outputs[i].w);
+    tiles = tiles && outputs[i].w->dtype == DTYPE_BF16;
+  }
+  struct strip_job j = {outputs, count, tokens, deal_of(pairs), x, NULL, {0}};
+  if (tiles) {
+    multiply_by_tiles(&j, precision == PRECISION_BF16 ? 1 : EXACT_PARTS);
+    return;
+  }
+  j.ordered = order_activations(outputs[0].w, x, tokens);
+  parallel_for(deal_items(&j.deal), run_lanes, &j);
 }

@@ -51,6 +51,24 @@ static void project(const struct block_run *run, enum site_role role, const floa
                                run->ws->precision, y);
 }
 
+/* The same for `count` roles from `first` on, which all meet x. A tap may have room for the weights
+ * of one linear only. */
+static void project_many(const struct block_run *run, enum site_role first, int count,
+                         const float *x, float *const y[]) {
+  struct linear_output outputs[LINEAR_MANY_MOST];
+  if (run->tap || !run->ws->ops->linear_forward_many) {
+    for (int i = 0; i < count; i++) project(run, (enum site_role)((int)first + i), x, y[i]);
+    return;
+  }
+  for (int i = 0; i < count; i++) {
+    const struct linear_site *site =
+        &run->model->sites[model_block_site(run->layer) + (int)first + i];
+    outputs[i] = (struct linear_output){&site->weight, site->bias, y[i]};
+  }
+  run->ws->ops->linear_forward_many(outputs, count, x, shape_tokens(run->shape),
+                                    run->ws->precision);
+}
+
 const struct rope_table *block_rope(const struct block_run *run) {
   bool own = run->model->config.layer_sliding[run->layer] && run->ws->rope_sliding.cosine;
   return own ? &run->ws->rope_sliding : &run->ws->rope;
@@ -125,9 +143,7 @@ static void attention_half(const struct block_run *run, float *hidden) {
   struct block_memory *b = run->memory;
   ws->ops->rmsnorm_forward(hidden, norms->before_attention, c->norm_plus_one, c->rms_eps,
                            shape_tokens(run->shape), c->hidden_size, ws->normed, b->inverse_1);
-  project(run, SITE_Q, ws->normed, b->q_raw);
-  project(run, SITE_K, ws->normed, b->k_raw);
-  project(run, SITE_V, ws->normed, b->v);
+  project_many(run, SITE_Q, 3, ws->normed, (float *[]){b->q_raw, b->k_raw, b->v});
   block_rotate(run, false, b->q_raw, b->q_inverse, ws->q);
   block_rotate(run, true, b->k_raw, b->k_inverse, ws->k);
   attend(run);
@@ -144,8 +160,7 @@ static void mlp_half(const struct block_run *run, float *hidden) {
   int64_t tokens = shape_tokens(run->shape);
   ws->ops->rmsnorm_forward(hidden, norms->before_mlp, c->norm_plus_one, c->rms_eps, tokens,
                            c->hidden_size, ws->normed, b->inverse_2);
-  project(run, SITE_GATE, ws->normed, b->gate);
-  project(run, SITE_UP, ws->normed, b->up);
+  project_many(run, SITE_GATE, 2, ws->normed, (float *[]){b->gate, b->up});
   ws->ops->glu_forward(c->activation == ACTIVATION_GELU_TANH, b->gate, b->up,
                        tokens * c->intermediate_size, ws->act);
   float *branch = c->sandwich_norms ? b->mlp : ws->normed;
