@@ -113,6 +113,12 @@ bench: all
 	@PYTHON=$(PYTHON) $(PYTHON) bench/speed.py tessera-demo $(BENCH)
 .PHONY: bench
 
+# What int8 and int4 weights cost and gain, into results/quant.csv: make quant QUANT="--mask FILE"
+quant: all
+	@tools/demo_data.py tessera-demo
+	@python3 bench/quant.py tessera-demo $(QUANT)
+.PHONY: quant
+
 install: all
 	@cmake --install $(BUILD) $(if $(PREFIX),--prefix $(PREFIX))
 

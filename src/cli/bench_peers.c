@@ -62,14 +62,17 @@ static enum status make_folder(char out[PATH_MAX], struct error *err) {
 
 /* --- weights --- */
 
-static enum dtype export_dtype(const struct model *model) {
+/* The peer's nearest type: llama.cpp has blocks of integers with a scale for 32, PyTorch none. */
+static enum dtype export_dtype(const struct model *model, enum peer_kind kind) {
   const char *name = bench_dtype(model);
+  if (kind == PEER_LLAMA_CPP && !strcmp(name, "int8")) return DTYPE_Q8_0;
+  if (kind == PEER_LLAMA_CPP && !strcmp(name, "int4")) return DTYPE_Q4_0;
   return !strcmp(name, "f32") ? DTYPE_F32 : !strcmp(name, "f16") ? DTYPE_F16 : DTYPE_BF16;
 }
 
 /* A dense model that was given in the peer's own format is loaded from where it is. */
 static bool opens_as_it_is(const struct bench_entry *e, enum peer_kind kind) {
-  if (e->made) return false;
+  if (e->made || (kind == PEER_PYTORCH && model_site(e->model, 0)->weight.quant)) return false;
   return kind == PEER_LLAMA_CPP ? model_gguf(e->model) != NULL : model_json(e->model) != NULL;
 }
 
@@ -86,7 +89,7 @@ static enum status weights_for(const struct bench_entry *e, int index, enum peer
   log_info("exporting %s for %s", model_path(e->model), peer_names[kind]);
   enum status status = model_open_headers(&source, model_path(e->model), err);
   if (status) return status;
-  enum dtype dtype = export_dtype(e->model);
+  enum dtype dtype = export_dtype(e->model, kind);
   status = kind == PEER_LLAMA_CPP
                ? convert_to_gguf(source, NULL, strbuf_text(path), dtype, true, err)
                : convert_to_hf(source, NULL, strbuf_text(path), dtype, true, err);
@@ -114,9 +117,9 @@ static enum status start(struct bench_job *job, int dense, enum peer_kind kind, 
   enum status status = peer_start(&entry.peer, peer_names[kind], argv, err);
   if (!status) status = weights_for(&job->entries[dense], dense, kind, folder, &path, err);
   if (!status)
-    status =
-        peer_load(entry.peer, strbuf_text(&path), dtype_traits(export_dtype(entry.model))->name,
-                  parallel_threads(), batch, length, err);
+    status = peer_load(entry.peer, strbuf_text(&path),
+                       dtype_traits(export_dtype(entry.model, kind))->name, parallel_threads(),
+                       batch, length, err);
   if (!status) status = bench_add(job, &entry, err);
   if (status) peer_stop(entry.peer);
   strbuf_free(&path);

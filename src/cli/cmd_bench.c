@@ -105,6 +105,13 @@ const char *bench_dtype(const struct model *model) {
   return first;
 }
 
+/* Whether integers have scales of one kind, or neither has integers. */
+static bool same_scales(const struct linear_weight *x, const struct linear_weight *y) {
+  const struct quant_strips *a = x->quant, *b = y->quant;
+  if (!a || !b) return a == b;
+  return a->mins == b->mins && !a->row_scales == !b->row_scales;
+}
+
 /* The same shapes and element types everywhere: what one reads more, the other leaves out. */
 static bool same_form(const struct model *a, const struct model *b) {
   if (model_site_count(a) != model_site_count(b)) return false;
@@ -114,7 +121,7 @@ static bool same_form(const struct model *a, const struct model *b) {
   for (int i = 0; i < model_site_count(a); i++) {
     const struct linear_weight *x = &model_site(a, i)->weight, *y = &model_site(b, i)->weight;
     if (linear_rows(x) != linear_rows(y) || linear_cols(x) != linear_cols(y) ||
-        linear_dtype(x) != linear_dtype(y))
+        linear_dtype(x) != linear_dtype(y) || !same_scales(x, y))
       return false;
   }
   return true;

@@ -22,8 +22,10 @@ static const struct option options[] = {
      "drop what this mask file drops"},
     {"to", OPTION_CHOICE, offsetof(struct settings, target), NULL, 0, 0, "hf|gguf|mask-npz", NULL,
      "a Hugging Face directory, a GGUF file for llama.cpp, or the masks as PATCH publishes them"},
-    {"type", OPTION_TEXT, offsetof(struct settings, type), NULL, 0, 0, NULL, "f32|f16|bf16|q8_0",
-     "what weights are rounded to (q8_0 in a GGUF only); as they are stored when f32, f16 or bf16, "
+    {"type", OPTION_TEXT, offsetof(struct settings, type), NULL, 0, 0, NULL,
+     "f32|f16|bf16|q8_0|q4_0",
+     "what weights are rounded to (q8_0, q4_0 in a GGUF only); as they are stored when f32, f16 or "
+     "bf16, "
      "else bf16"},
     {"tile", OPTION_INT, offsetof(struct settings, tile), "128", 4, SPARSE_TILE_MAX, NULL, "N",
      "mask-npz without --mask: side of the tiles to look for in a dense checkpoint's zeros"},
@@ -33,16 +35,16 @@ static const struct option options[] = {
 
 static enum status parse_type(const struct settings *s, const struct model *model, enum dtype *type,
                               struct error *err) {
-  static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0};
+  static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0};
   *type = weights_natural_dtype(model);
   if (!s->type) return STATUS_OK;
-  for (int i = 0; i < (s->target == TO_GGUF ? 4 : 3); i++)
+  for (int i = 0; i < (s->target == TO_GGUF ? 5 : 3); i++)
     if (!strcmp(s->type, dtype_traits(types[i])->name)) {
       *type = types[i];
       return STATUS_OK;
     }
   return error_set(err, STATUS_USAGE, "--type %s: give f32, f16 or bf16%s", s->type,
-                   s->target == TO_GGUF ? ", or q8_0" : "");
+                   s->target == TO_GGUF ? ", or q8_0 or q4_0" : "");
 }
 
 static enum status export(const struct settings *s, const struct model *model,

@@ -180,6 +180,7 @@ static enum status set_keys(struct gguf_export *x, struct error *err) {
   const uint32_t file_type = x->dtype == DTYPE_F32    ? 0
                              : x->dtype == DTYPE_F16  ? 1
                              : x->dtype == DTYPE_Q8_0 ? 7
+                             : x->dtype == DTYPE_Q4_0 ? 2
                                                       : 32;
   enum status status = STATUS_OK;
   if (!source) status = set_keys_from_directory(x, err);
@@ -203,7 +204,9 @@ static bool is_rotary(const char *name) {
 
 static enum dtype tensor_dtype(const struct gguf_export *x, const struct model_tensor *t) {
   if (t->rank == 1) return DTYPE_F32;
-  return x->dtype == DTYPE_Q8_0 && t->shape[1] % QUANT_BLOCK ? DTYPE_F16 : x->dtype;
+  if (dtype_is_native(x->dtype)) return x->dtype;
+  if (t->shape[1] % QUANT_BLOCK) return DTYPE_F16;
+  return t->site < 0 ? DTYPE_Q8_0 : x->dtype; /* embeddings and head suffer most from four bits */
 }
 
 static enum status add_tensor(struct gguf_export *x, int index, struct error *err) {

@@ -98,6 +98,22 @@ void block_encode_q8_0(const float *in, uint8_t *block) {
   }
 }
 
+/* The largest weight becomes -8, whatever its sign. */
+void block_encode_q4_0(const float *in, uint8_t *block) {
+  float most = 0;
+  for (int i = 0; i < 32; i++)
+    if (fabsf(in[i]) > fabsf(most)) most = in[i];
+  const float d = most / -8.0f, inverse = d != 0.0f ? 1.0f / d : 0.0f;
+  const uint16_t half = f16_from_f32(d);
+  memcpy(block, &half, 2);
+  uint8_t q[32];
+  for (int i = 0; i < 32; i++) {
+    const float x = in[i] * inverse + 8.5f;
+    q[i] = x >= 0.0f && x < 16.0f ? (uint8_t)x : x >= 16.0f ? 15 : 8;
+  }
+  for (int i = 0; i < 16; i++) block[2 + i] = (uint8_t)(q[i] | q[i + 16] << 4);
+}
+
 /* ---- blocks of 256 ---- */
 
 /* 16 x (4-bit scale, 4-bit minimum) | 64 bytes of 2-bit quants | d, dmin. */

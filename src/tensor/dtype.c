@@ -160,7 +160,10 @@ void dtype_from_f32(enum dtype dtype, const float *source, int64_t count, void *
     case DTYPE_Q8_0:
       for (int64_t i = 0; i < count; i += 32) block_encode_q8_0(source + i, bytes + i / 32 * 34);
       break;
+    case DTYPE_Q4_0:
+      for (int64_t i = 0; i < count; i += 32) block_encode_q4_0(source + i, bytes + i / 32 * 18);
+      break;
     default:
-      INVARIANT(!"dtype_from_f32 writes f32, f16, bf16 and q8_0");
+      INVARIANT(!"dtype_from_f32 writes f32, f16, bf16, q8_0 and q4_0");
   }
 }

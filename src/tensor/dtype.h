@@ -56,8 +56,8 @@ bool dtype_is_native(enum dtype dtype);
 /* Expands `count` elements (a multiple of block_length) to fp32, exactly as ggml defines each
  * block type (fp32 arithmetic, the same order of operations). */
 void dtype_to_f32(enum dtype dtype, const void *source, int64_t count, float *out);
-/* The other way, for f32, f16, bf16 (round to nearest even; NaN stays NaN) and q8_0 (as ggml's
- * reference quantizer). `count` a multiple of block_length. */
+/* The other way, for f32, f16, bf16 (round to nearest even; NaN stays NaN), q8_0 and q4_0 (as
+ * ggml's reference quantizers). `count` a multiple of block_length. */
 void dtype_from_f32(enum dtype dtype, const float *source, int64_t count, void *out);
 
 static inline float bf16_to_f32(uint16_t h) {

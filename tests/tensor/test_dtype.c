@@ -196,6 +196,25 @@ static void sizes_are_checked(void **state) {
   assert_false(dtype_bytes(DTYPE_F64, UINT64_MAX / 4, &bytes));
 }
 
+/* The block that the gguf package (gguf.quants) makes of these numbers; zeros stay zeros. */
+static void q4_0_encodes_as_the_reference(void **state) {
+  (void)state;
+  static const uint8_t expected[18] = {104, 49,  128, 247, 93,  196, 42,  128, 247,
+                                       94,  196, 43,  145, 248, 110, 196, 59,  145};
+  float w[32], zeros[32] = {0}, back[32];
+  uint8_t block[18];
+  for (int i = 0; i < 32; i++) w[i] = (float)(i * 7919 % 101 - 50) / 37;
+  dtype_from_f32(DTYPE_Q4_0, w, 32, block);
+  assert_memory_equal(block, expected, sizeof block);
+  dtype_from_f32(DTYPE_Q4_0, zeros, 32, block);
+  dtype_to_f32(DTYPE_Q4_0, block, 32, back);
+  for (int i = 0; i < 32; i++) assert_true(back[i] == 0);
+  w[3] = NAN;
+  dtype_from_f32(DTYPE_Q4_0, w, 32, block);
+  dtype_to_f32(DTYPE_Q4_0, block, 32, back);
+  assert_true(back[3] == 0 && isfinite(back[4]));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(halves_expand_exactly),
@@ -205,6 +224,7 @@ int main(void) {
       cmocka_unit_test(blocks_expand_to_golden_bits),
       cmocka_unit_test(q8_0_encodes_as_the_reference),
       cmocka_unit_test(q8_0_survives_what_is_not_finite),
+      cmocka_unit_test(q4_0_encodes_as_the_reference),
       cmocka_unit_test(zeros_stay_zeros),
       cmocka_unit_test(sizes_are_checked),
   };
