@@ -21,6 +21,9 @@ void gpu_row_begin(FILE *ledger, const struct gpu_run *run);
 /* Every kernel against fp64 and the CPU backend at ragged sizes, one row each. Returns how many
  * failed. */
 int gpu_check_products(const struct gpu_run *run, FILE *ledger);
+/* The same for integers and for pairs with an activation; the reference is the packed form itself,
+ * read back. */
+int gpu_check_forms(const struct gpu_run *run, FILE *ledger);
 /* Layers of well-known models at several densities and batches against cuBLASLt. */
 void gpu_time_products(const struct gpu_run *run, FILE *ledger);
 

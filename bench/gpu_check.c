@@ -89,7 +89,8 @@ static void sample_free(struct hybrid_sample *s) {
 struct product_test {
   int64_t rows, cols;
   double dense_share;
-  uint32_t tokens, panel_tokens;
+  uint32_t tokens;
+  struct gpu_variant variant;
 };
 
 struct verdict {
@@ -123,7 +124,7 @@ static void run_on_card(struct gpu *gpu, const struct product_test *t,
   const size_t y_bytes = (size_t)t->rows * t->tokens * 2;
   gpu_must(fragment_pack_hybrid(&f, h, &err), &err);
   gpu_must(gpu_matrix_upload(gpu, &f, &m, &err), &err);
-  gpu_must(gpu_product_prepare(gpu, &m, t->tokens, t->panel_tokens, &p, &err), &err);
+  gpu_must(gpu_product_prepare(gpu, &m, t->tokens, &t->variant, &p, &err), &err);
   void *x_card = to_card(gpu, x, x_stride * t->tokens * 2);
   void *bias_card = to_card(gpu, bias, (size_t)t->rows * 2);
   void *residual_card = to_card(gpu, residual, y_bytes), *y_card;
@@ -229,21 +230,27 @@ int gpu_check_products(const struct gpu_run *run, FILE *ledger) {
   fprintf(ledger,
           "date,commit,card,kernel,rows,cols,dense_tiles,tokens,error_over_allowed,"
           "relative_to_cpu,same_bits,right\n");
-#define CHECK_KERNEL(panel, threads) panel,
-  static const uint32_t panels[] = {PRODUCT_KERNELS(CHECK_KERNEL)};
-  for (size_t k = 0; k < sizeof panels / sizeof *panels; k++)
+#define CHECK_KERNEL(panel, threads) {panel, 0},
+#define CHECK_CLUSTERS(panel) {panel, 1}, {panel, 2}, {panel, 4},
+  static const struct gpu_variant variants[] = {PRODUCT_KERNELS(CHECK_KERNEL)
+                                                    CLUSTER_KERNELS(CHECK_CLUSTERS)};
+  for (size_t k = 0; k < sizeof variants / sizeof *variants; k++)
     for (size_t m = 0; m < sizeof matrices / sizeof *matrices; m++) {
-      const uint32_t panel = panels[k];
+      if (!gpu_variant_runs(run->gpu, (struct fragment_form){FRAGMENT_BF16, false, false},
+                            variants[k]))
+        continue;
+      const uint32_t panel = variants[k].panel_tokens;
       const uint32_t tokens_of[] = {1, panel, panel / 2 + 1, panel + 1, 2 * panel - 1};
       const uint32_t tokens = tokens_of[m];
       const struct product_test t = {matrices[m].rows, matrices[m].cols, matrices[m].dense_share,
-                                     tokens, panel};
+                                     tokens, variants[k]};
       const struct verdict v = check_product(run->gpu, &t, 10 * k + m);
       const bool right = v.worst <= 1 && v.cpu_relative < 5e-3 && v.same_bits;
       gpu_row_begin(ledger, run);
-      fprintf(ledger, "product_%u,%lld,%lld,%g,%u,%.3g,%.3g,%d,%d\n", panel, (long long)t.rows,
-              (long long)t.cols, t.dense_share, tokens, v.worst, v.cpu_relative, v.same_bits,
-              right);
+      fprintf(ledger, "%s_%u%s%.0u,%lld,%lld,%g,%u,%.3g,%.3g,%d,%d\n",
+              t.variant.cluster ? "cluster" : "product", panel, t.variant.cluster ? "x" : "",
+              t.variant.cluster, (long long)t.rows, (long long)t.cols, t.dense_share, tokens,
+              v.worst, v.cpu_relative, v.same_bits, right);
       failures += !right;
     }
   return failures;
@@ -277,7 +284,7 @@ int main(int argc, char **argv) {
   run.date = date;
   run.deadline_s = clock_seconds() + atof(argv[3]);
   FILE *checks = open_ledger(argv[1], "gpu_checks.csv");
-  const int failures = gpu_check_products(&run, checks);
+  const int failures = gpu_check_products(&run, checks) + gpu_check_forms(&run, checks);
   fclose(checks);
   printf("correctness: %s\n", failures ? "WRONG, see gpu_checks.csv" : "every kernel is right");
   if (!failures) {

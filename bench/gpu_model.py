@@ -12,11 +12,12 @@ import csv
 
 SPARSE_STEP, DENSE_STEP = 9216, 16384  # bytes of weights for 128 rows x 64 columns
 # Published figures: multiprocessors, clock in GHz, memory and L2 bandwidth in bytes/s, dense bf16
-# multiply-adds a cycle of a multiprocessor with mma (on H100 wgmma does 2048; these kernels do not
-# use it; 1280 is what others have measured of mma there).
+# multiply-adds a cycle of a multiprocessor with mma (on H100 1280 is what others have measured) and
+# with wgmma; how many blocks in clusters of four run at once.
 CARDS = {
     "A100": dict(sms=108, ghz=1.41, memory=1.555e12 * 0.90, l2=4.0e12, fma=1024),
-    "H100": dict(sms=132, ghz=1.755, memory=3.35e12 * 0.90, l2=5.5e12, fma=1280),
+    "H100": dict(sms=132, ghz=1.755, memory=3.35e12 * 0.90, l2=5.5e12, fma=1280, wgmma=2048,
+                 clustered=128),
 }
 LAUNCH = 3e-6  # start of a launch, first tiles, and the last block's sums
 # panel: (warps down, warps across)
@@ -27,11 +28,22 @@ def panel_of(tokens):
     return next((p for p in KERNELS if p >= tokens), 256)
 
 
-def terms(card, rows, cols, density, tokens):
+def cluster_of(card, rows, tokens):
+    """Blocks of a cluster that share a panel; 0: the kernels without clusters."""
+    strips = -(-rows // 128)
+    return 0 if tokens <= 64 or "wgmma" not in CARDS[card] else 4 if strips >= 4 else min(strips, 2)
+
+
+def terms(card, rows, cols, density, tokens, cluster=None):
     """Seconds of each term."""
     c = CARDS[card]
     panel = panel_of(tokens)
     down, across = KERNELS[panel]
+    if cluster is None:
+        cluster = cluster_of(card, rows, tokens)
+    if cluster:
+        # Two warp groups, one below the other; each reads its own weights and all activations.
+        down, across = 2, 1
     panels = -(-tokens // panel)
     strips, tiles = -(-rows // 128), -(-cols // 128)
     sparse = 2 * (1 - density)  # share of 2:4 tiles
@@ -41,15 +53,16 @@ def terms(card, rows, cols, density, tokens):
     partials = 2 * c["sms"] * panel * 128 * 4  # each block shares about two outputs with others
     y = rows * tokens * 2
     memory = (weights + cols * tokens * 2 + y) / c["memory"]
-    l2 = (panels * (weights + steps * activations) + 2 * partials + y) / c["l2"]
+    l2 = (panels * (weights + steps * activations / max(cluster, 1)) + 2 * partials + y) / c["l2"]
     # Shared memory, 128 bytes a cycle: written once, weights read once by each warp across,
     # activations once by each warp down.
     def shared(step):
         return (step + activations + across * step + down * activations) / 128
     # mma m16n8k16 and mma.sp m16n8k32 take the same cycles.
-    mma = 16 * 8 * 16 / c["fma"]
+    mma = 16 * 8 * 16 / (c["wgmma"] if cluster else c["fma"])
     tensor = {s: 8 * (panel / 8) * n * mma for s, n in ((SPARSE_STEP, 2), (DENSE_STEP, 4))}
-    per_sm = panels * steps / c["sms"] / (c["ghz"] * 1e9)
+    sms = c["clustered"] if cluster == 4 else c["sms"]
+    per_sm = panels * steps / sms / (c["ghz"] * 1e9)
     mix = lambda f: per_sm * (sparse * f(SPARSE_STEP) + (1 - sparse) * f(DENSE_STEP))
     return {"memory": memory, "L2": l2, "shared": mix(shared), "tensor": mix(lambda s: tensor[s])}
 
@@ -58,6 +71,12 @@ def predict(card, rows, cols, density, tokens):
     t = terms(card, rows, cols, density, tokens)
     binding = max(t, key=t.get)
     return LAUNCH + t[binding], binding, t
+
+
+def dense_library(card, rows, cols, tokens):
+    """A dense product as a library would do it, by the same count: blocks of 128 x 256, on H100 by
+    wgmma in pairs that share a panel, both operands from shared memory."""
+    return LAUNCH + max(terms(card, rows, cols, 1, tokens, 2 if "wgmma" in CARDS[card] else 0).values())
 
 
 def table(rows, cols, batches, densities):
@@ -96,7 +115,13 @@ def main():
         measured(args.measured)
         return
     table(14336, 4096, (1, 16, 64, 512, 4096), (1, 0.75, 0.65, 0.55, 0.5))
-    print("Terms at density 0.55, microseconds\n")
+    print("Over a dense library by the same count\n\n| card | tokens | 0.55 | 0.5 |\n|---|---|---|---|")
+    for card in CARDS:
+        for tokens in (512, 4096):
+            dense = dense_library(card, 14336, 4096, tokens)
+            cells = [f"{dense / predict(card, 14336, 4096, d, tokens)[0]:.2f}" for d in (0.55, 0.5)]
+            print(f"| {card} | {tokens} | " + " | ".join(cells) + " |")
+    print("\nTerms at density 0.55, microseconds\n")
     print("| card | tokens | memory | L2 | shared | tensor |\n|---|---|---|---|---|---|")
     for card in CARDS:
         for tokens in (1, 16, 64, 512, 4096):

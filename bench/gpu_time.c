@@ -232,13 +232,14 @@ static void time_layer(struct contest *c, const struct layer *layer, double dens
     if (clock_seconds() > c->run->deadline_s) break;
     double ours_ms, blas_ms;
     for (int i = 0; i < c->copies; i++)
-      gpu_must(gpu_product_prepare(gpu, &copies[i], batches[b], 0, &c->products[i], &err), &err);
+      gpu_must(gpu_product_prepare(gpu, &copies[i], batches[b], NULL, &c->products[i], &err), &err);
     blas_open(&c->blas, layer->rows, layer->cols, batches[b]);
     time_both(c, &ours_ms, &blas_ms);
     const double flop = 2.0 * (double)layer->rows * (double)layer->cols * batches[b];
     gpu_row_begin(ledger, c->run);
-    fprintf(ledger, "%s,%lld,%lld,%g,%u,product_%u,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f\n",
-            layer->name, (long long)layer->rows, (long long)layer->cols, density, batches[b],
+    fprintf(ledger, "%s,%lld,%lld,%g,%u,%s_%u,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f\n", layer->name,
+            (long long)layer->rows, (long long)layer->cols, density, batches[b],
+            c->products[0].variant.cluster ? "cluster" : "product",
             c->products[0].plan.panel_tokens, c->products[0].plan.blocks, f.tile_bytes, ours_ms,
             blas_ms, blas_ms / ours_ms, (double)f.tile_bytes / ours_ms / 1e6,
             (double)f.tile_bytes / ours_ms / 1e6 / roof, flop / ours_ms / 1e9);

@@ -18,9 +18,9 @@ version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
 
 # The host's side needs CUDA's headers, so that a build without CUDA never sees it.
 headers=$(dirname "$(dirname "$(readlink -f "$nvcc")")")/include
-for source in src/kernel/cuda/device.c bench/gpu_check.c bench/gpu_time.c; do
+for source in src/kernel/cuda/device*.c bench/gpu_*.c; do
   ${CC:-cc} -std=gnu17 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -Werror -fsyntax-only \
-    -I src -isystem "$headers" "$source"
+    -DTSR_CUDA_SM90A -I src -isystem "$headers" "$source"
 done
 
 # kernel, threads, stages, bytes of shared memory, bytes of 2:4 weights in flight, for a block that
@@ -32,10 +32,26 @@ cat >"$work/shapes.c" <<'END'
 int main(int argc, char **argv) {
   const uint32_t limit = argc > 1 ? (uint32_t)atol(argv[1]) : 0;
 #define ROW(tokens, threads)                                                          \
-  printf("product_%d %d %u %u %u\n", tokens, threads, product_stages(tokens, limit),  \
-         product_shared_bytes(tokens, product_stages(tokens, limit)),                 \
-         (product_stages(tokens, limit) - 1) * FRAGMENT_SPARSE_STEP_BYTES);
+  printf("product_%d %d %u %u %u\n", tokens, threads,                                  \
+         product_stages(FRAGMENT_BF16, tokens, limit),                                \
+         product_shared_bytes(FRAGMENT_BF16, tokens,                                  \
+                              product_stages(FRAGMENT_BF16, tokens, limit)),          \
+         (product_stages(FRAGMENT_BF16, tokens, limit) - 1) * FRAGMENT_SPARSE_STEP_BYTES);
   PRODUCT_KERNELS(ROW)
+#define QUANT_ROW(bits, tokens)                                                                   \
+  {                                                                                               \
+    const struct fragment_form form = {(bits) == 8 ? FRAGMENT_I8 : FRAGMENT_I4, true, false};     \
+    const uint32_t stages = product_stages(form.kind, tokens, limit);                             \
+    printf("product_i%d_%d 256 %u %u %u\n", bits, tokens, stages,                                 \
+           product_shared_bytes(form.kind, tokens, stages),                                       \
+           (stages - 1) * fragment_step_bytes(form, true));                                       \
+  }
+  QUANT_KERNELS(QUANT_ROW)
+#define CLUSTER_ROW(tokens)                                                                       \
+  printf("cluster_%d %d %u %u %u\n", tokens, CLUSTER_THREADS, cluster_stages(tokens, limit),      \
+         cluster_shared_bytes(tokens, cluster_stages(tokens, limit)),                             \
+         (cluster_stages(tokens, limit) - 1) * FRAGMENT_SPARSE_STEP_BYTES);
+  CLUSTER_KERNELS(CLUSTER_ROW)
   return 0;
 }
 END
@@ -49,12 +65,17 @@ cards="80 164 64 32
 out="$work/kernels.csv"
 echo "card,kernel,threads,registers,spill_bytes,stages,shared_bytes,blocks_per_sm,warps_per_sm,weight_bytes_in_flight_per_sm,nvcc" >"$out"
 echo "$cards" | while read -r card shared warps blocks; do
-  "$nvcc" -gencode "arch=compute_$card,code=sm_$card" -O3 -std=c++17 -I src -Xptxas -v \
-    -c src/kernel/cuda/product.cu -o "$work/product.o" >"$work/log" 2>&1 || {
-    cat "$work/log" >&2
-    exit 1
-  }
-  if grep -i warning "$work/log" >&2; then exit 1; fi
+  sources="src/kernel/cuda/product.cu src/kernel/cuda/quant.cu"
+  [ "$card" = 90a ] && sources="$sources src/kernel/cuda/cluster.cu"
+  : >"$work/log"
+  for source in $sources; do
+    "$nvcc" -gencode "arch=compute_$card,code=sm_$card" -O3 -std=c++17 -I src -Xptxas -v \
+      -c "$source" -o "$work/product.o" >>"$work/log" 2>&1 || {
+      cat "$work/log" >&2
+      exit 1
+    }
+  done
+  if grep -i -e warning -e 'performance loss' "$work/log" >&2; then exit 1; fi
   "$work/shapes" $(((shared - 1) * 1024)) >"$work/shapes.txt"
   awk -v card="sm_$card" -v shared=$((shared * 1024)) -v warps="$warps" -v blocks="$blocks" \
     -v nvcc="$version" '
@@ -72,10 +93,10 @@ echo "$cards" | while read -r card shared warps blocks; do
       printf "%s,%s,%d,%d,%d,%d,%d,%d,%d,%d,%s\n", card, kernel, threads[kernel], registers,
         spilled[kernel], stages[kernel], bytes[kernel], fit, fit * per_block,
         fit * flight[kernel], nvcc
-    }' "$work/shapes.txt" "$work/log" | sort -t_ -k3,3n >>"$out"
+    }' "$work/shapes.txt" "$work/log" | sort -t, -k2,2V >>"$out"
 done
 awk -F, 'NR > 1 && ($5 > 0 || $8 < 1) { print "does not fit or spills: " $0; bad = 1 }
-  NR > 1 { n++ } END { if (n != 24) { print n + 0 " kernels compiled, 24 expected"; bad = 1 } exit bad }' \
+  NR > 1 { n++ } END { if (n != 58) { print n + 0 " kernels compiled, 58 expected"; bad = 1 } exit bad }' \
   "$out" >&2
 cp "$out" results/cuda_kernels.csv
 column -s, -t results/cuda_kernels.csv 2>/dev/null || cat results/cuda_kernels.csv

@@ -3,5 +3,7 @@
 #define PANEL_TOKENS 16
 #define WARP_BLOCKS 1
 #define WARP_OCTETS 2
+#define QUANT_BITS 0
 #include "kernel/cuda/product_body.h"
+#undef QUANT_BITS
 #undef WARP_BLOCKS

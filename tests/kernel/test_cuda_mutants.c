@@ -33,7 +33,7 @@
 
 #pragma push_macro("async_wait")
 #pragma push_macro("block_barrier")
-#define async_wait(pending) (simt_barrier(__LINE__), async_wait(pending))
+#define async_wait(pending) (simt_barrier(0, 0, __LINE__), async_wait(pending))
 #undef block_barrier
 #define block_barrier() ((void)0)
 #define PRODUCT_NAME waits_after_the_barrier
@@ -43,7 +43,7 @@
 
 #pragma push_macro("block_barrier")
 #undef block_barrier
-#define block_barrier() (thread_index() == 77 ? (void)0 : simt_barrier(__LINE__))
+#define block_barrier() (thread_index() == 77 ? (void)0 : simt_barrier(0, 0, __LINE__))
 #define PRODUCT_NAME skips_a_barrier
 #include "kernel/cuda_mutant.h"
 #pragma pop_macro("block_barrier")

@@ -5,7 +5,7 @@
 #include "base/mem.h"
 #include "base/parallel.h"
 #include "sparse/fragments.h"
-#include "support/hybrids.h"
+#include "support/quants.h"
 #include "support/support.h"
 
 static float rounded(float x) { return bf16_to_f32(bf16_from_f32(x)); }
@@ -158,6 +158,60 @@ static void any_thread_count_gives_the_same_bytes(void **state) {
   hybrid_case_free(&c);
 }
 
+/* Every form, under masks of our tiles, of others, and none: rows come back bit for bit. */
+static void integers_come_back(void **state) {
+  (void)state;
+  static const int64_t tiles[] = {0, 128, 64};
+  for (int i = 0; i < 3 * QUANT_FORMS; i++) {
+    struct quant_case c;
+    struct fragment_matrix f;
+    struct error err = {0};
+    const struct quant_form *form = &quant_forms[i / 3];
+    quant_case_make(&c, form, 200, 395, tiles[i % 3], 0.4, (uint64_t)i);
+    const struct quant_matrix *q = &c.owned.matrix;
+    const enum status status = fragment_pack_quant(&f, q, &err);
+    if (tiles[i % 3] == 64 && form->mins) { /* a torn tile has no integer for its zeros */
+      assert_int_equal(status, STATUS_REFUSED);
+      assert_non_null(strstr(err.text, "128 x 128"));
+      quant_case_free(&c);
+      continue;
+    }
+    must(status, err);
+    float expected[395], row[395];
+    for (int64_t r = 0; r < 200; r++) {
+      quant_row(q, r, expected);
+      fragment_row(&f, r, row);
+      for (int k = 0; k < 395; k++) assert_true(row[k] == expected[k]);
+    }
+    fragment_release(&f);
+    quant_case_free(&c);
+  }
+}
+
+static void joined_rows_are_those_of_both(void **state) {
+  (void)state;
+  struct quant_case c[2];
+  struct fragment_matrix f[2], joined;
+  struct error err = {0};
+  const struct quant_form form = {QUANT_I8, 0, false};
+  for (int i = 0; i < 2; i++) {
+    quant_case_make(&c[i], &form, 130, 300, 128, 0.5, (uint64_t)i);
+    must(fragment_pack_quant(&f[i], &c[i].owned.matrix, &err), err);
+  }
+  must(fragment_join(&joined, &f[0], &f[1], &err), err);
+  for (int64_t r = 0; r < 260; r++) {
+    float expected[300], row[300];
+    fragment_row(&f[r / 130], r % 130, expected);
+    fragment_row(&joined, r < 130 ? r : 256 + r - 130, row);
+    assert_memory_equal(row, expected, sizeof row);
+  }
+  for (int i = 0; i < 2; i++) {
+    fragment_release(&f[i]);
+    quant_case_free(&c[i]);
+  }
+  fragment_release(&joined);
+}
+
 static void too_wide_is_refused(void **state) {
   (void)state;
   struct fragment_matrix f;
@@ -175,6 +229,8 @@ int main(void) {
       cmocka_unit_test(tiles_are_ordered),
       cmocka_unit_test(bytes_lie_where_documented),
       cmocka_unit_test(any_thread_count_gives_the_same_bytes),
+      cmocka_unit_test(integers_come_back),
+      cmocka_unit_test(joined_rows_are_those_of_both),
       cmocka_unit_test(too_wide_is_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -41,28 +41,51 @@ enum status gpu_zero(struct gpu *gpu, void *memory, size_t bytes, struct error *
 /* Waits until all that was queued is done; says what went wrong, if anything did. */
 enum status gpu_wait(struct gpu *gpu, struct error *err);
 
-/* A weight on the card. `host` keeps the table of strips, which plans are made from; its tiles and
- * columns are left behind. */
+/* A weight on the card. `host` keeps the table of strips, which plans are made from, as is the
+ * order by columns; its tiles and columns are left behind. */
 struct gpu_matrix {
   struct fragment_matrix host;
-  void *tiles, *columns;
+  uint32_t *host_order; /* fragment_order; NULL for integers */
+  void *tiles, *columns, *order, *row_scales;
+  enum product_pair pair; /* of a joined pair: what is made of its two sums */
+  int64_t rows;           /* of the product's output: for a pair, of one of its matrices */
 };
 enum status gpu_matrix_upload(struct gpu *gpu, const struct fragment_matrix *f,
                               struct gpu_matrix *out, struct error *err);
+/* A pair of equal shape and form as one: y = f(x gate^T) * (x up^T). For decoding, in panels of
+ * up to 64 tokens: all sums pass through the workspace. Bias: (2 rows). */
+enum status gpu_matrix_upload_pair(struct gpu *gpu, const struct fragment_matrix *gate,
+                                   const struct fragment_matrix *up, enum product_pair activation,
+                                   struct gpu_matrix *out, struct error *err);
 void gpu_matrix_free(struct gpu *gpu, struct gpu_matrix *m);
+
+/* A kernel and how it is launched. */
+struct gpu_variant {
+  uint32_t panel_tokens;
+  uint32_t
+      cluster; /* 0: a kernel of PRODUCT_KERNELS; else one of CLUSTER_KERNELS, so many blocks */
+};
+/* What the card can run for `tokens` tokens of a matrix of this form and so many strips: first the
+ * one to take when nothing was measured. Returns how many there are, at most GPU_VARIANTS_MAX. */
+enum { GPU_VARIANTS_MAX = 12 };
+int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strips, uint32_t tokens,
+                 struct gpu_variant out[GPU_VARIANTS_MAX]);
+bool gpu_variant_runs(const struct gpu *gpu, struct fragment_form form, struct gpu_variant variant);
 
 /* A product of one shape, ready to run: the plan, on the card, and its workspace. Products that run
  * at the same time need one each. */
 struct gpu_product {
   struct product_plan plan;
-  struct product_args args;
-  uint32_t shared_bytes;
+  struct cluster_args args; /* `product` alone for a kernel without clusters */
+  struct gpu_variant variant;
+  enum fragment_kind kind;
   void *segments, *first_segment, *partials, *counters;
 };
-/* For `tokens` tokens. `panel_tokens` picks the kernel (8, 16, 32, 64, 128 or 256; 0: the smallest
- * panel that holds all tokens). The matrix must outlive the product. */
+/* For `tokens` tokens, by the kernel `variant` (NULL: the first of gpu_variants). The matrix must
+ * outlive the product. */
 enum status gpu_product_prepare(struct gpu *gpu, const struct gpu_matrix *m, uint32_t tokens,
-                                uint32_t panel_tokens, struct gpu_product *out, struct error *err);
+                                const struct gpu_variant *variant, struct gpu_product *out,
+                                struct error *err);
 void gpu_product_free(struct gpu *gpu, struct gpu_product *p);
 
 /* Where a product reads and writes, on the card; as in product_args. */

@@ -14,6 +14,8 @@ struct piece {
 struct planner {
   struct product_plan *plan;
   const struct fragment_matrix *f;
+  const uint32_t *order; /* of a plan for clusters */
+  bool pair;             /* all outputs are cut, and those of gate and up meet */
   struct product_costs costs;
   uint32_t whole; /* outputs dealt whole, a multiple of the blocks; the others are cut */
   double *end; /* (blocks): the cost, counted over the cut outputs, where the block's share ends */
@@ -21,15 +23,36 @@ struct planner {
   uint32_t piece_count;
 };
 
-static double strip_cost(const struct planner *p, int64_t strip) {
-  const double sparse = p->f->strip[strip].sparse_tiles;
-  return sparse * p->costs.sparse_tile +
-         ((double)p->f->tiles_per_strip - sparse) * p->costs.dense_tile;
+/* What tile `i` of an output costs: the i-th of its strip, or, for a cluster, the dearest of its
+ * strips in column i. */
+static double tile_cost(const struct planner *p, uint32_t output, int64_t i) {
+  const struct fragment_matrix *f = p->f;
+  const int64_t unit = output / p->plan->panels, cluster = p->plan->cluster;
+  bool sparse = true;
+  if (cluster)
+    for (int64_t s = unit * cluster; s < (unit + 1) * cluster && s < f->strips; s++)
+      sparse &= p->order[s * f->tiles_per_strip + i] & 1;
+  else
+    sparse = i < (int64_t)f->strip[unit].sparse_tiles;
+  return sparse ? p->costs.sparse_tile : p->costs.dense_tile;
+}
+
+static double output_cost(const struct planner *p, uint32_t output) {
+  double cost = 0;
+  for (int64_t i = 0; i < p->f->tiles_per_strip; i++) cost += tile_cost(p, output, i);
+  return cost;
 }
 
 /* Tiles [first, end) of an output. */
 static struct product_segment segment_of(const struct planner *p, uint32_t output, int64_t first,
                                          int64_t end) {
+  if (p->plan->cluster)
+    return (struct product_segment){.column = (uint32_t)first,
+                                    .sparse = (uint16_t)(end - first),
+                                    .strip = output / p->plan->panels * p->plan->cluster,
+                                    .panel = output % p->plan->panels,
+                                    .output = output,
+                                    .peers = 1};
   const int64_t strip = output / p->plan->panels;
   const int64_t sparse = p->f->strip[strip].sparse_tiles;
   const int64_t sparse_end = end < sparse ? end : sparse;
@@ -49,10 +72,11 @@ static struct product_segment segment_of(const struct planner *p, uint32_t outpu
 /* Each block's share of the cut outputs is what it lacks to an equal part of everything. */
 static void share_out(struct planner *p) {
   const struct product_plan *plan = p->plan;
-  double total = 0, cut = 0, room = 0, sum = 0;
+  double total = 0, cut = 0, room = 0, sum = 0, cost = 0;
   for (uint32_t b = 0; b < plan->blocks; b++) p->end[b] = 0;
   for (uint32_t o = 0; o < plan->outputs; o++) {
-    const double cost = strip_cost(p, o / plan->panels);
+    /* Panels of the same strips follow each other and cost the same. */
+    if (o % plan->panels == 0) cost = output_cost(p, o);
     total += cost;
     if (o < p->whole)
       p->end[o % plan->blocks] -= cost;
@@ -82,10 +106,9 @@ static void cut_outputs(struct planner *p) {
   uint32_t block = 0;
   for (uint32_t o = p->whole; o < plan->outputs; o++) {
     const int64_t tiles = p->f->tiles_per_strip;
-    const int64_t sparse = p->f->strip[o / plan->panels].sparse_tiles;
     int64_t first = 0;
     for (int64_t i = 0; i < tiles; i++) {
-      const double cost = i < sparse ? p->costs.sparse_tile : p->costs.dense_tile;
+      const double cost = tile_cost(p, o, i);
       uint32_t owner = block;
       while (owner + 1 < plan->blocks && done + cost / 2 >= p->end[owner]) owner++;
       if (owner != block && i > first) {
@@ -116,6 +139,32 @@ static void number_slots(struct planner *p) {
   }
 }
 
+/* The pieces of a gate's output and of the same strip of up share slots and a counter: the gate's
+ * pieces first. */
+static void number_pairs(struct planner *p) {
+  struct product_plan *plan = p->plan;
+  const uint32_t gates = plan->outputs / 2;
+  uint32_t up = 0;
+  while (p->pieces[up].segment.output < gates) up++;
+  for (uint32_t gate = 0, output = 0; output < gates; output++) {
+    const uint32_t first_gate = gate, first_up = up;
+    while (gate < p->piece_count && p->pieces[gate].segment.output == output) gate++;
+    while (up < p->piece_count && p->pieces[up].segment.output == output + gates) up++;
+    const uint32_t peers = gate - first_gate + up - first_up;
+    for (uint32_t i = 0; i < peers; i++) {
+      const bool of_gate = i < gate - first_gate;
+      struct product_segment *segment =
+          &p->pieces[of_gate ? first_gate + i : first_up + i - (gate - first_gate)].segment;
+      segment->output = output;
+      segment->peers = peers;
+      segment->gate_peers = gate - first_gate;
+      segment->first_slot = plan->slots;
+      segment->slot = plan->slots + i;
+    }
+    plan->slots += peers;
+  }
+}
+
 static void list_segments(struct planner *p) {
   struct product_plan *plan = p->plan;
   uint32_t next = 0;
@@ -130,14 +179,16 @@ static void list_segments(struct planner *p) {
   INVARIANT(next == p->piece_count);
 }
 
-enum status product_plan_make(struct product_plan *out, const struct fragment_matrix *f,
-                              uint32_t tokens, uint32_t panel_tokens, uint32_t blocks,
-                              struct product_costs costs, struct error *err) {
-  INVARIANT(tokens && panel_tokens && blocks && costs.sparse_tile && costs.dense_tile);
-  struct product_plan plan = {.panel_tokens = panel_tokens, .blocks = blocks};
-  struct planner p = {.plan = &plan, .f = f, .costs = costs};
-  plan.panels = (tokens - 1) / panel_tokens + 1;
-  const uint64_t outputs = (uint64_t)f->strips * plan.panels;
+/* `p` has the matrix and its costs, `plan` the panels' size, the blocks and the cluster. */
+static enum status make_plan(struct product_plan *out, struct product_plan plan, struct planner p,
+                             uint32_t tokens, struct error *err) {
+  const struct fragment_matrix *f = p.f;
+  const uint32_t blocks = plan.blocks, strips_each = plan.cluster ? plan.cluster : 1;
+  INVARIANT(tokens && plan.panel_tokens && blocks && p.costs.sparse_tile && p.costs.dense_tile);
+  p.plan = &plan;
+  plan.panels = (tokens - 1) / plan.panel_tokens + 1;
+  const uint64_t units = ((uint64_t)f->strips + strips_each - 1) / strips_each;
+  const uint64_t outputs = units * plan.panels;
   if (outputs > PLAN_OUTPUTS_MAX || blocks > PLAN_BLOCKS_MAX)
     return error_set(err, STATUS_REFUSED,
                      "a product of %lld rows for %u tokens on %u blocks is too large for one "
@@ -145,7 +196,7 @@ enum status product_plan_make(struct product_plan *out, const struct fragment_ma
                      (long long)f->rows, tokens, blocks);
   plan.outputs = (uint32_t)outputs;
   const uint32_t rounds = plan.outputs / blocks;
-  p.whole = rounds > 1 ? (rounds - 1) * blocks : 0;
+  p.whole = rounds > 1 && !p.pair ? (rounds - 1) * blocks : 0;
   /* A piece begins with an output or with a block. */
   const size_t pieces = plan.outputs - p.whole + blocks;
   enum status status = STATUS_FAILED;
@@ -156,7 +207,10 @@ enum status product_plan_make(struct product_plan *out, const struct fragment_ma
   if (!p.end || !p.pieces || !plan.segment || !plan.first_segment) goto out;
   share_out(&p);
   cut_outputs(&p);
-  number_slots(&p);
+  if (p.pair)
+    number_pairs(&p);
+  else
+    number_slots(&p);
   list_segments(&p);
   *out = plan;
   status = STATUS_OK;
@@ -167,15 +221,49 @@ out:
   return status;
 }
 
+enum status product_plan_make(struct product_plan *out, const struct fragment_matrix *f,
+                              uint32_t tokens, uint32_t panel_tokens, uint32_t blocks,
+                              struct product_costs costs, struct error *err) {
+  const struct product_plan plan = {.panel_tokens = panel_tokens, .blocks = blocks};
+  return make_plan(out, plan, (struct planner){.f = f, .costs = costs}, tokens, err);
+}
+
+enum status product_plan_make_pair(struct product_plan *out, const struct fragment_matrix *f,
+                                   uint32_t tokens, uint32_t panel_tokens, uint32_t blocks,
+                                   struct product_costs costs, struct error *err) {
+  INVARIANT(f->strips % 2 == 0);
+  const struct product_plan plan = {.panel_tokens = panel_tokens, .blocks = blocks};
+  return make_plan(out, plan, (struct planner){.f = f, .pair = true, .costs = costs}, tokens, err);
+}
+
+enum status product_plan_make_clusters(struct product_plan *out, const struct fragment_matrix *f,
+                                       const uint32_t *order, uint32_t tokens,
+                                       uint32_t panel_tokens, uint32_t clusters, uint32_t cluster,
+                                       struct product_costs costs, struct error *err) {
+  INVARIANT(order && cluster);
+  const struct product_plan plan = {
+      .panel_tokens = panel_tokens, .blocks = clusters, .cluster = cluster};
+  return make_plan(out, plan, (struct planner){.f = f, .order = order, .costs = costs}, tokens,
+                   err);
+}
+
 void product_plan_release(struct product_plan *plan) {
   mem_free(plan->segment);
   mem_free(plan->first_segment);
   *plan = (struct product_plan){0};
 }
 
+size_t product_plan_counters(const struct product_plan *plan) {
+  return (size_t)plan->outputs * (plan->cluster ? plan->cluster : 1);
+}
+
+size_t product_plan_slot_bytes(const struct product_plan *plan) {
+  return (size_t)plan->slots * (plan->cluster ? plan->cluster : 1) * plan->panel_tokens *
+         FRAGMENT_STRIP_ROWS * sizeof(float);
+}
+
 size_t product_workspace_bytes(const struct product_plan *plan) {
-  return (size_t)plan->slots * plan->panel_tokens * FRAGMENT_STRIP_ROWS * sizeof(float) +
-         (size_t)plan->outputs * sizeof(uint32_t) +
+  return product_plan_slot_bytes(plan) + product_plan_counters(plan) * sizeof(uint32_t) +
          (size_t)plan->segments * sizeof(struct product_segment) +
          ((size_t)plan->blocks + 1) * sizeof(uint32_t);
 }

@@ -19,8 +19,9 @@ struct product_costs {
 
 struct product_plan {
   uint32_t panel_tokens, panels, blocks;
-  uint32_t outputs; /* counters that the launch needs */
-  uint32_t slots;   /* of (panel_tokens, 128) floats in the workspace */
+  uint32_t cluster; /* 0: for blocks; else `blocks` counts clusters of so many blocks each */
+  uint32_t outputs; /* of a block or a cluster */
+  uint32_t slots; /* of (panel_tokens, 128) floats in the workspace, for each block of a cluster */
   uint32_t segments;
   struct product_segment *segment; /* (segments), the first block's first */
   uint32_t *first_segment;         /* (blocks + 1) */
@@ -30,8 +31,21 @@ struct product_plan {
 enum status product_plan_make(struct product_plan *out, const struct fragment_matrix *f,
                               uint32_t tokens, uint32_t panel_tokens, uint32_t blocks,
                               struct product_costs costs, struct error *err);
+/* The same for a pair of joined matrices (product_pair, fragment_join). */
+enum status product_plan_make_pair(struct product_plan *out, const struct fragment_matrix *f,
+                                   uint32_t tokens, uint32_t panel_tokens, uint32_t blocks,
+                                   struct product_costs costs, struct error *err);
+/* The same for clusters (product.h): an output is `cluster` strips and a panel, cut by columns, and
+ * a column costs what its dearest tile costs. `order`: from fragment_order. */
+enum status product_plan_make_clusters(struct product_plan *out, const struct fragment_matrix *f,
+                                       const uint32_t *order, uint32_t tokens,
+                                       uint32_t panel_tokens, uint32_t clusters, uint32_t cluster,
+                                       struct product_costs costs, struct error *err);
 void product_plan_release(struct product_plan *plan);
 
+/* Counters and slots that the launch needs, over all blocks of its clusters. */
+size_t product_plan_counters(const struct product_plan *plan);
+size_t product_plan_slot_bytes(const struct product_plan *plan);
 /* Bytes that the launch needs beside the matrix: slots, counters, and the plan itself. */
 size_t product_workspace_bytes(const struct product_plan *plan);
 

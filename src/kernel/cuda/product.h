@@ -9,6 +9,7 @@
 #ifndef TSR_KERNEL_CUDA_PRODUCT_H
 #define TSR_KERNEL_CUDA_PRODUCT_H
 
+#include <stdalign.h>
 #include <stdint.h>
 
 #include "sparse/fragment_layout.h"
@@ -21,6 +22,20 @@ struct product_segment {
   uint32_t output;           /* index of the counter of this (strip, panel) */
   uint32_t peers;            /* segments of this output; 1: no workspace is used */
   uint32_t slot, first_slot; /* own slot, and the first of the output's `peers` slots */
+  uint32_t gate_peers; /* of a pair: so many of the peers belong to the gate, the others to up */
+};
+
+/* What a pair of matrices with the same columns, gate and up, makes of its two sums: y = f(gate) *
+ * up. The matrices are joined, the strips of the gate first; an output of both has one counter, and
+ * all its segments, of either, leave their sums in slots. */
+enum { PRODUCT_PAIR_PANEL_MAX = 64 };
+enum product_pair { PAIR_NONE, PAIR_SILU, PAIR_GELU_TANH };
+
+/* The strip of a segment that a block takes, and where its sums go when they are shared. */
+struct product_place {
+  uint32_t strip;
+  uint32_t slot, first_slot, slot_stride; /* the peers' slots are slot_stride apart */
+  uint32_t counter;
 };
 
 struct product_args {
@@ -39,6 +54,13 @@ struct product_args {
   uint64_t y_stride;
   float *partials;    /* (slots, PANEL_TOKENS, 128) */
   uint32_t *counters; /* (outputs), zero between launches */
+  enum product_pair activation;
+  uint32_t gate_strips; /* of a pair, whose `rows` are those of one matrix; its bias has 2 rows */
+  /* Of integers: bytes of a step, whether blocks have scales and minimums, else the rows' scales.
+   */
+  uint32_t sparse_step_bytes, dense_step_bytes;
+  uint32_t scales, mins;
+  const float *row_scales; /* (strips * 128), or NULL */
 };
 
 enum {
@@ -49,22 +71,73 @@ enum {
 };
 
 /* A stage holds one step of weights and the panel's activations for its 64 columns. */
-static inline uint32_t product_stage_bytes(uint32_t panel_tokens) {
-  return FRAGMENT_DENSE_STEP_BYTES + panel_tokens * PRODUCT_PANEL_ROW_BYTES;
+static inline uint32_t product_stage_bytes(enum fragment_kind kind, uint32_t panel_tokens) {
+  uint32_t weights = FRAGMENT_DENSE_STEP_BYTES;
+  if (kind == FRAGMENT_I8) weights = FRAGMENT_I8_STEP_BYTES;
+  if (kind == FRAGMENT_I4) weights = FRAGMENT_I4_STEP_BYTES;
+  return weights + panel_tokens * PRODUCT_PANEL_ROW_BYTES;
 }
-static inline uint32_t product_shared_bytes(uint32_t panel_tokens, uint32_t stages) {
-  return PRODUCT_FLAG_BYTES + stages * product_stage_bytes(panel_tokens);
+static inline uint32_t product_shared_bytes(enum fragment_kind kind, uint32_t panel_tokens,
+                                            uint32_t stages) {
+  return PRODUCT_FLAG_BYTES + stages * product_stage_bytes(kind, panel_tokens);
 }
 /* As many stages as a block's shared memory holds, up to what the copies need: six steps of 9 KiB
- * keep 45 KiB in flight; prefill waits for the tensor cores and needs no more than four. 0 when the
- * memory does not hold the least. */
-static inline uint32_t product_stages(uint32_t panel_tokens, uint32_t shared_bytes) {
-  const uint32_t most = panel_tokens > 64 ? 4 : 6;
-  const uint32_t fit = shared_bytes < PRODUCT_FLAG_BYTES ? 0
-                                                         : (shared_bytes - PRODUCT_FLAG_BYTES) /
-                                                               product_stage_bytes(panel_tokens);
+ * keep 45 KiB in flight, eight of integers, which are smaller, as blocks share a multiprocessor;
+ * prefill waits for the tensor cores and needs no more than four. 0 when the memory does not hold
+ * the least. */
+static inline uint32_t product_stages(enum fragment_kind kind, uint32_t panel_tokens,
+                                      uint32_t shared_bytes) {
+  const uint32_t most = panel_tokens > 64 ? 4 : kind == FRAGMENT_BF16 ? 6 : PRODUCT_STAGES_MAX;
+  const uint32_t fit =
+      shared_bytes < PRODUCT_FLAG_BYTES
+          ? 0
+          : (shared_bytes - PRODUCT_FLAG_BYTES) / product_stage_bytes(kind, panel_tokens);
   return fit < PRODUCT_STAGES_MIN ? 0 : fit < most ? fit : most;
 }
+
+/* --- products of clusters, by wgmma (sm_90a) ---
+ *
+ * The blocks of a cluster take consecutive strips and share one panel of activations, of which each
+ * brings its part to all. So they all go through the columns from left to right, whatever kind of
+ * tile each strip has there; `order` says where the tiles lie. A segment is then a range of
+ * columns: strip: the first of the cluster's strips; column: the first tile, in columns; sparse:
+ * how many, of either kind; dense and offset: 0. Slots and counters are `cluster` times as many. */
+
+/* What the copy engine knows of the activations: a CUtensorMap, made by the host for each launch.
+ */
+struct panel_map {
+  alignas(64) uint64_t opaque[16];
+};
+
+struct cluster_args {
+  struct product_args product; /* `x` and `columns` are not read */
+  const uint32_t *order;       /* (strips, tiles_per_strip), see fragment_order */
+  uint32_t strips, tiles_per_strip;
+  uint32_t cluster; /* blocks of a cluster: 1, 2 or 4; each copies panel / cluster tokens */
+  struct panel_map x;
+};
+
+enum {
+  CLUSTER_CONSUMER_WARPS = 8, /* two warp groups; before them a group of which one warp copies */
+  CLUSTER_THREADS = 128 + 32 * CLUSTER_CONSUMER_WARPS,
+  CLUSTER_BARRIERS = 128, /* byte of the first stage's two mbarriers; then those of the next */
+  CLUSTER_STAGES = 1024,  /* byte of the first stage: the swizzle repeats after so many */
+  CLUSTER_STAGES_MAX = 6
+};
+static inline uint32_t cluster_shared_bytes(uint32_t panel_tokens, uint32_t stages) {
+  return CLUSTER_STAGES + stages * product_stage_bytes(FRAGMENT_BF16, panel_tokens);
+}
+static inline uint32_t cluster_stages(uint32_t panel_tokens, uint32_t shared_bytes) {
+  const uint32_t fit =
+      shared_bytes < CLUSTER_STAGES
+          ? 0
+          : (shared_bytes - CLUSTER_STAGES) / product_stage_bytes(FRAGMENT_BF16, panel_tokens);
+  return fit < PRODUCT_STAGES_MIN ? 0 : fit < CLUSTER_STAGES_MAX ? fit : CLUSTER_STAGES_MAX;
+}
+#define CLUSTER_KERNELS(K) \
+  K(128)                   \
+  K(256)
+/* K(panel tokens) */
 
 /* The kernels there are, by the tokens of a panel. Decoding: each of eight warps takes 16 rows and
  * all tokens. Prefill: a warp takes 64 rows and 32 or 64 tokens. */
@@ -76,5 +149,17 @@ static inline uint32_t product_stages(uint32_t panel_tokens, uint32_t shared_byt
   K(128, 256)              \
   K(256, 256)
 /* K(panel tokens, threads) */
+
+/* Those for integers, for decoding. Larger batches take several panels. */
+#define QUANT_KERNELS(K) \
+  K(8, 8)                \
+  K(8, 16)               \
+  K(8, 32)               \
+  K(8, 64)               \
+  K(4, 8)                \
+  K(4, 16)               \
+  K(4, 32)               \
+  K(4, 64)
+/* K(bits of an integer, panel tokens); 256 threads */
 
 #endif

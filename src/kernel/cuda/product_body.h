@@ -4,6 +4,7 @@
  *   PANEL_TOKENS   tokens of a panel
  *   WARP_BLOCKS    row blocks of 16 rows that a warp takes
  *   WARP_OCTETS    groups of 8 tokens that a warp takes
+ *   QUANT_BITS     8 or 4 for integers, 0 for bf16
  *
  * Weights are operand A: the kernel computes Y^T, out features down, tokens across. A block streams
  * the steps of its segments through a ring of stages in shared memory, across the borders of
@@ -17,6 +18,16 @@
 #define WARPS_DOWN (FRAGMENT_BLOCKS / WARP_BLOCKS)
 #define WARPS_ACROSS (PANEL_TOKENS / (8 * WARP_OCTETS))
 #define THREADS (32 * WARPS_DOWN * WARPS_ACROSS)
+#if QUANT_BITS
+#define SPARSE_STEP_BYTES args->sparse_step_bytes
+#define DENSE_STEP_BYTES args->dense_step_bytes
+#define WEIGHT_BYTES (QUANT_BITS == 8 ? FRAGMENT_I8_STEP_BYTES : FRAGMENT_I4_STEP_BYTES)
+#else
+#define SPARSE_STEP_BYTES FRAGMENT_SPARSE_STEP_BYTES
+#define DENSE_STEP_BYTES FRAGMENT_DENSE_STEP_BYTES
+#define WEIGHT_BYTES FRAGMENT_DENSE_STEP_BYTES
+#endif
+#define STAGE_BYTES (WEIGHT_BYTES + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES)
 #define CHUNKS_PER_ROW (PRODUCT_PANEL_ROW_BYTES / 16)
 #define LOCAL_(name, suffix) name##_##suffix
 #define LOCAL__(name, suffix) LOCAL_(name, suffix)
@@ -78,10 +89,10 @@ DEVICE void LOCAL(copy_step)(const struct product_args *args, struct LOCAL(loade
                              uint32_t to) {
   if (l->segment < l->segment_end) {
     const bool sparse = l->sparse_steps > 0;
-    const uint32_t bytes = sparse ? FRAGMENT_SPARSE_STEP_BYTES : FRAGMENT_DENSE_STEP_BYTES;
+    const uint32_t bytes = sparse ? SPARSE_STEP_BYTES : DENSE_STEP_BYTES;
     for (uint32_t at = 16 * thread_index(); at < bytes; at += 16 * THREADS)
       async_copy16(to + at, l->weights + at, 16);
-    LOCAL(copy_panel)(args, l, to + FRAGMENT_DENSE_STEP_BYTES);
+    LOCAL(copy_panel)(args, l, to + WEIGHT_BYTES);
     l->weights += bytes;
     if (sparse)
       l->sparse_steps--;
@@ -109,127 +120,36 @@ DEVICE uint32_t LOCAL(warp_token)(void) {
 DEVICE struct words4 LOCAL(load_octet)(uint32_t stage, int octet, int half) {
   const uint32_t lane = thread_index() % 32;
   const uint32_t row = LOCAL(warp_token)() + 8 * octet + lane % 8;
-  return load_matrices(stage + FRAGMENT_DENSE_STEP_BYTES + panel_offset(row, 4 * half + lane / 8));
+  return load_matrices(stage + WEIGHT_BYTES + panel_offset(row, 4 * half + lane / 8));
 }
 
-/* This warp's part of a step. sums[block][octet]: operand C of each m16n8. */
-DEVICE void LOCAL(multiply_sparse)(uint32_t stage, float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
-  const uint32_t lane = thread_index() % 32;
-  const uint32_t a = stage + LOCAL(warp_block)() * FRAGMENT_SPARSE_BLOCK_BYTES;
-  uint32_t meta[WARP_BLOCKS];
-  UNROLL
-  for (int m = 0; m < WARP_BLOCKS; m++)
-    meta[m] = shared_load4(a + m * FRAGMENT_SPARSE_BLOCK_BYTES + 4 * lane);
-  UNROLL
-  for (int half = 0; half < 2; half++) {
-    struct words4 weights[WARP_BLOCKS];
-    UNROLL
-    for (int m = 0; m < WARP_BLOCKS; m++)
-      weights[m] = shared_load16(a + m * FRAGMENT_SPARSE_BLOCK_BYTES + FRAGMENT_META_BYTES +
-                                 half * FRAGMENT_BYTES + 16 * lane);
-    UNROLL
-    for (int n = 0; n < WARP_OCTETS; n++) {
-      const struct words4 b = LOCAL(load_octet)(stage, n, half);
-      UNROLL
-      for (int m = 0; m < WARP_BLOCKS; m++) {
-        if (half)
-          mma_sparse_high(sums[m][n], &weights[m], &b, meta[m]);
-        else
-          mma_sparse_low(sums[m][n], &weights[m], &b, meta[m]);
-      }
-    }
-  }
-}
+#if QUANT_BITS
+#include "kernel/cuda/multiply_quant_body.h"
+#else
+#include "kernel/cuda/multiply_body.h"
+#endif
 
-DEVICE void LOCAL(multiply_dense)(uint32_t stage, float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
-  const uint32_t lane = thread_index() % 32;
-  const uint32_t a = stage + LOCAL(warp_block)() * FRAGMENT_DENSE_BLOCK_BYTES;
-  UNROLL
-  for (int half = 0; half < 2; half++) {
-    struct words4 weights[WARP_BLOCKS][2];
-    UNROLL
-    for (int m = 0; m < WARP_BLOCKS; m++) {
-      const uint32_t fragment = a + m * FRAGMENT_DENSE_BLOCK_BYTES + 2 * half * FRAGMENT_BYTES;
-      weights[m][0] = shared_load16(fragment + 16 * lane);
-      weights[m][1] = shared_load16(fragment + FRAGMENT_BYTES + 16 * lane);
-    }
-    UNROLL
-    for (int n = 0; n < WARP_OCTETS; n++) {
-      const struct words4 b = LOCAL(load_octet)(stage, n, half);
-      UNROLL
-      for (int m = 0; m < WARP_BLOCKS; m++) {
-        mma_dense(sums[m][n], &weights[m][0], b.w[0], b.w[1]);
-        mma_dense(sums[m][n], &weights[m][1], b.w[2], b.w[3]);
-      }
-    }
-  }
-}
+#define OUTPUT_THREADS THREADS
+#define OUTPUT_BARRIER() block_barrier()
+#include "kernel/cuda/output_body.h"
 
-/* --- the end of a segment --- */
-
-DEVICE void LOCAL(store)(const struct product_args *args, uint32_t row, uint32_t token, float sum) {
-  if (row >= args->rows || token >= args->tokens) return;
-  const uint64_t at = token * args->y_stride + row;
-  if (args->bias) sum += bf16_widen(global_load(args->bias + row));
-  /* y may be the residual: each element is read before the same thread writes it. */
-  if (args->residual) sum += bf16_widen(global_load_fresh(args->residual + at));
-  global_store(args->y + at, bf16_round(sum));
-}
-
-/* Adds the output's slots in the order of the tiles. They were written by other blocks and are read
- * past the first-level cache, which may hold older bytes. */
-DEVICE void LOCAL(add_slots)(const struct product_args *args,
-                             const struct product_segment *segment) {
-  const float *slots =
-      args->partials + (uint64_t)segment->first_slot * (PANEL_TOKENS * FRAGMENT_STRIP_ROWS);
-  for (uint32_t i = thread_index(); i < PANEL_TOKENS * FRAGMENT_STRIP_ROWS; i += THREADS) {
-    const uint32_t token = segment->panel * PANEL_TOKENS + i / FRAGMENT_STRIP_ROWS;
-    if (token >= args->tokens) return;
-    float sum = 0;
-    for (uint32_t p = 0; p < segment->peers; p++)
-      sum += global_load_fresh(slots + (uint64_t)p * (PANEL_TOKENS * FRAGMENT_STRIP_ROWS) + i);
-    LOCAL(store)(args, segment->strip * FRAGMENT_STRIP_ROWS + i % FRAGMENT_STRIP_ROWS, token, sum);
-  }
+DEVICE struct product_place LOCAL(place)(const struct product_segment *segment) {
+  return (struct product_place){segment->strip, segment->slot, segment->first_slot, 1,
+                                segment->output};
 }
 
 /* The sums go to the output, or to the segment's slot when the output has other segments. */
 DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct product_segment *segment,
                             float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
-  const uint32_t lane = thread_index() % 32;
-  float *slot = args->partials + (uint64_t)segment->slot * (PANEL_TOKENS * FRAGMENT_STRIP_ROWS);
+  const struct product_place place = LOCAL(place)(segment);
+#if QUANT_BITS
+  if (args->row_scales) LOCAL(scale_rows)(args, segment, sums[0]);
+#endif
   UNROLL
-  for (int m = 0; m < WARP_BLOCKS; m++) {
-    UNROLL
-    for (int n = 0; n < WARP_OCTETS; n++) {
-      UNROLL
-      for (int r = 0; r < 4; r++) {
-        const uint32_t row = (LOCAL(warp_block)() + m) * FRAGMENT_BLOCK_ROWS + lane / 4 + r / 2 * 8;
-        const uint32_t token = LOCAL(warp_token)() + 8 * n + 2 * (lane % 4) + r % 2;
-        if (segment->peers > 1)
-          global_store(slot + token * FRAGMENT_STRIP_ROWS + row, sums[m][n][r]);
-        else
-          LOCAL(store)
-        (args, segment->strip * FRAGMENT_STRIP_ROWS + row, segment->panel * PANEL_TOKENS + token,
-         sums[m][n][r]);
-      }
-    }
-  }
-}
-
-/* True, for all threads, in the block that arrives last at a shared output. */
-DEVICE bool LOCAL(arrive_last)(const struct product_args *args,
-                               const struct product_segment *segment) {
-  memory_fence();
-  block_barrier();
-  if (thread_index() == 0) {
-    uint32_t *counter = args->counters + segment->output;
-    const bool last = global_add(counter, 1) == segment->peers - 1;
-    if (last) global_store(counter, 0); /* as the next launch wants it */
-    memory_fence();
-    shared_store4(shared_base(), last);
-  }
-  block_barrier();
-  return shared_load4(shared_base());
+  for (int m = 0; m < WARP_BLOCKS; m++) LOCAL(put_block)
+  (args, segment, &place, LOCAL(warp_block)() + m, LOCAL(warp_token)(), sums[m], WARP_OCTETS);
+  if (segment->peers > 1 && LOCAL(arrive_last)(args, segment, &place))
+    LOCAL(add_slots)(args, segment, &place);
 }
 
 /* --- the kernel --- */
@@ -239,13 +159,12 @@ DEVICE bool LOCAL(arrive_last)(const struct product_args *args,
 DEVICE uint32_t LOCAL(next_stage)(const struct product_args *args, struct LOCAL(loader) * loader,
                                   uint32_t *slot) {
   const uint32_t stages = shared_base() + PRODUCT_FLAG_BYTES;
-  const uint32_t stage_bytes = FRAGMENT_DENSE_STEP_BYTES + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES;
   const uint32_t current = *slot, before = current ? current - 1 : args->stages - 1;
   *slot = current + 1 == args->stages ? 0 : current + 1;
   async_wait(args->stages - 2);
   block_barrier();
-  LOCAL(copy_step)(args, loader, stages + before * stage_bytes);
-  return stages + current * stage_bytes;
+  LOCAL(copy_step)(args, loader, stages + before * STAGE_BYTES);
+  return stages + current * STAGE_BYTES;
 }
 
 DEVICE void LOCAL(run)(const struct product_args *args) {
@@ -256,18 +175,15 @@ DEVICE void LOCAL(run)(const struct product_args *args) {
   uint32_t at = loader.segment, slot = 0;
   LOCAL(open_segment)(args, &loader);
   for (uint32_t s = 0; s + 1 < args->stages; s++) LOCAL(copy_step)
-  (args, &loader,
-   shared_base() + PRODUCT_FLAG_BYTES +
-       s * (FRAGMENT_DENSE_STEP_BYTES + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES));
+  (args, &loader, shared_base() + PRODUCT_FLAG_BYTES + s * STAGE_BYTES);
   for (; at < end; at++) {
     const struct product_segment segment = global_load(args->segments + at);
     float sums[WARP_BLOCKS][WARP_OCTETS][4] = {{{0}}};
     for (uint32_t step = 0; step < FRAGMENT_STEPS * (uint32_t)segment.sparse; step++)
-      LOCAL(multiply_sparse)(LOCAL(next_stage)(args, &loader, &slot), sums);
+      LOCAL(multiply_sparse)(args, LOCAL(next_stage)(args, &loader, &slot), sums);
     for (uint32_t step = 0; step < FRAGMENT_STEPS * (uint32_t)segment.dense; step++)
-      LOCAL(multiply_dense)(LOCAL(next_stage)(args, &loader, &slot), sums);
+      LOCAL(multiply_dense)(args, LOCAL(next_stage)(args, &loader, &slot), sums);
     LOCAL(put_sums)(args, &segment, sums);
-    if (segment.peers > 1 && LOCAL(arrive_last)(args, &segment)) LOCAL(add_slots)(args, &segment);
   }
   async_wait(0);
 }
@@ -278,6 +194,10 @@ KERNEL(PRODUCT_NAME, LOCAL(run), THREADS, struct product_args)
 #undef WARPS_ACROSS
 #undef THREADS
 #undef CHUNKS_PER_ROW
+#undef SPARSE_STEP_BYTES
+#undef DENSE_STEP_BYTES
+#undef WEIGHT_BYTES
+#undef STAGE_BYTES
 #undef LOCAL
 #undef LOCAL_
 #undef LOCAL__

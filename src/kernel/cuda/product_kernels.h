@@ -2,6 +2,7 @@
 #include "kernel/cuda/panel.h"
 #include "kernel/cuda/product.h"
 
+#define QUANT_BITS 0
 #define WARP_BLOCKS 1
 #define PRODUCT_NAME product_8
 #define PANEL_TOKENS 8
@@ -31,3 +32,4 @@
 #define WARP_OCTETS 8
 #include "kernel/cuda/product_body.h"
 #undef WARP_BLOCKS
+#undef QUANT_BITS

@@ -19,6 +19,9 @@
     body(&args);                                           \
   }
 
+struct words2 {
+  uint32_t w[2];
+};
 struct words4 {
   uint32_t w[4];
 };
@@ -37,6 +40,14 @@ DEVICE uint32_t shared_base(void) {
 DEVICE uint32_t shared_load4(uint32_t address) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+DEVICE struct words2 shared_load8(uint32_t address) {
+  struct words2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+               : "=r"(v.w[0]), "=r"(v.w[1])
+               : "r"(address)
+               : "memory");
   return v;
 }
 DEVICE struct words4 shared_load16(uint32_t address) {
@@ -147,6 +158,25 @@ DEVICE double double_of_bits(uint64_t x) { return __longlong_as_double((long lon
 /* Good to a few units in the last place of a number that is not close to zero. */
 DEVICE float log_fast(float x) { return __logf(x); }
 DEVICE float exp_fast(float x) { return __expf(x); }
+/* Two bf16, `low` in the low half, rounded to nearest even. */
+DEVICE uint32_t bf16_pair(float low, float high) {
+  uint32_t v;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+/* a - b, half by half. */
+DEVICE uint32_t bf16_pair_subtract(uint32_t a, uint32_t b) {
+  uint32_t v;
+  asm("{\n.reg .b32 one, minus;\nmov.b32 one, 0x3f803f80;\nxor.b32 minus, %2, 0x80008000;\n"
+      "fma.rn.bf16x2 %0, %1, one, minus;\n}"
+      : "=r"(v)
+      : "r"(a), "r"(b));
+  return v;
+}
+/* Byte i of the result is byte (selector >> 4 i) % 8 of the eight bytes a, b. */
+DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
 
 /* d (16 x 8) += a (16 x 16) b (16 x 8) in bf16 with fp32 sums. Lane l, g = l / 4, t = l % 4:
  * a[r]: row g + 8 (r % 2), columns 2 t + 8 (r / 2) and the next; b: columns (of A) 2 t + 8 r and

@@ -1,0 +1,23 @@
+/* The product of clusters on the device: every kernel of CLUSTER_KERNELS, for sm_90a alone. In the
+ * code for other cards they only trap; the host never starts them there. */
+#include "kernel/cuda/simt_ptx_90a.h"
+
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+/* needs the vocabulary above */
+#include "kernel/cuda/cluster_kernels.h"
+#else
+#define KERNEL_TRAP(tokens) \
+  extern "C" __global__ void cluster_##tokens(const __grid_constant__ cluster_args) { __trap(); }
+CLUSTER_KERNELS(KERNEL_TRAP)
+#endif
+
+extern "C" const void *cluster_kernel(uint32_t panel_tokens) {
+  switch (panel_tokens) {
+#define KERNEL_CASE(tokens) \
+  case tokens:              \
+    return (const void *)cluster_##tokens;
+    CLUSTER_KERNELS(KERNEL_CASE)
+    default:
+      return nullptr;
+  }
+}

@@ -1,0 +1,193 @@
+/* The hybrid product by wgmma, for sm_90a: included once for each row of CLUSTER_KERNELS, after a
+ * vocabulary, with
+ *   PRODUCT_NAME   the kernel's name
+ *   PANEL_TOKENS   tokens of a panel, 128 or 256
+ *
+ * A block multiplies a strip of 128 rows with a panel. One warp copies: each step's weights, as
+ * they lie, and this block's share of the panel's 64 activations a token to every block of the
+ * cluster, so that the second-level cache is asked for a panel once a cluster. Two warp groups
+ * multiply 64 rows each: weights from shared memory to registers, activations straight from shared
+ * memory by wgmma. While one group fetches its weights, the other multiplies.
+ *
+ * Each stage of the ring has two mbarriers: `full`, which counts the bytes that arrive, and
+ * `empty`, at which every multiplying warp of the *cluster* arrives when it has left the stage:
+ * only then may any block copy into it again. */
+
+#define LOCAL_(name, suffix) name##_##suffix
+#define LOCAL__(name, suffix) LOCAL_(name, suffix)
+#define LOCAL(suffix) LOCAL__(PRODUCT_NAME, suffix)
+#define WARP_OCTETS (PANEL_TOKENS / 8)
+#define STAGE_BYTES (FRAGMENT_DENSE_STEP_BYTES + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES)
+#define CONSUMER_THREADS (32 * CLUSTER_CONSUMER_WARPS)
+
+/* A place in the ring, and how often it came round, as a parity. */
+struct LOCAL(ring) {
+  uint32_t stage, parity;
+};
+
+DEVICE void LOCAL(advance)(struct LOCAL(ring) * ring, uint32_t stages) {
+  ring->stage++;
+  if (ring->stage < stages) return;
+  ring->stage = 0;
+  ring->parity ^= 1;
+}
+
+DEVICE uint32_t LOCAL(full)(uint32_t stage) {
+  return shared_base() + CLUSTER_BARRIERS + 16 * stage;
+}
+DEVICE uint32_t LOCAL(empty)(uint32_t stage) { return LOCAL(full)(stage) + 8; }
+DEVICE uint32_t LOCAL(stage)(uint32_t stage) {
+  return shared_base() + CLUSTER_STAGES + stage * STAGE_BYTES;
+}
+
+/* Where this block's tiles of the segment stand in `order`. The last cluster may have a block too
+ * many: it goes through the last strip's tiles, for its share of the panel is needed, and its rows
+ * lie past the end. */
+DEVICE const uint32_t *LOCAL(order)(const struct cluster_args *args,
+                                    const struct product_segment *segment) {
+  const uint32_t strip = segment->strip + cluster_rank(), last = args->strips - 1;
+  return args->order + (uint64_t)(strip < last ? strip : last) * args->tiles_per_strip +
+         segment->column;
+}
+
+/* --- the warp that copies --- */
+
+DEVICE void LOCAL(copy_step)(const struct cluster_args *args, const struct LOCAL(ring) * ring,
+                             const uint8_t *weights, uint32_t bytes, uint32_t col, uint32_t token) {
+  const uint32_t full = LOCAL(full)(ring->stage), to = LOCAL(stage)(ring->stage);
+  const uint32_t share = PANEL_TOKENS / args->cluster, first = share * cluster_rank();
+  mbarrier_wait(LOCAL(empty)(ring->stage), ring->parity ^ 1);
+  mbarrier_expect(full, bytes + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES);
+  bulk_copy(to, weights, bytes, full);
+  bulk_copy_panel(to + FRAGMENT_DENSE_STEP_BYTES + first * PRODUCT_PANEL_ROW_BYTES, &args->x, col,
+                  token + first, full, args->cluster);
+}
+
+DEVICE void LOCAL(copy_all)(const struct cluster_args *args, uint32_t at, uint32_t end) {
+  struct LOCAL(ring) ring = {0, 0};
+  for (; at < end; at++) {
+    const struct product_segment segment = global_load(args->product.segments + at);
+    const uint32_t *order = LOCAL(order)(args, &segment);
+    for (uint32_t tile = 0; tile < segment.sparse; tile++) {
+      const uint32_t place = global_load(order + tile);
+      const uint32_t bytes = place & 1 ? FRAGMENT_SPARSE_STEP_BYTES : FRAGMENT_DENSE_STEP_BYTES;
+      for (uint32_t step = 0; step < FRAGMENT_STEPS; step++) {
+        LOCAL(copy_step)
+        (args, &ring,
+         args->product.tiles + (uint64_t)(place >> 1) * FRAGMENT_OFFSET_UNIT + step * bytes, bytes,
+         (segment.column + tile) * FRAGMENT_TILE_COLS + step * FRAGMENT_STEP_COLS,
+         segment.panel * PANEL_TOKENS);
+        LOCAL(advance)(&ring, args->product.stages);
+      }
+    }
+  }
+}
+
+/* --- the warps that multiply --- */
+
+/* The row block of this warp. */
+DEVICE uint32_t LOCAL(warp_block)(void) { return thread_index() / 32 - 4; }
+
+DEVICE void LOCAL(multiply_sparse)(uint32_t stage, float sums[WARP_OCTETS][4]) {
+  const uint32_t lane = thread_index() % 32;
+  const uint32_t a = stage + LOCAL(warp_block)() * FRAGMENT_SPARSE_BLOCK_BYTES;
+  const uint32_t values = a + FRAGMENT_META_BYTES + 16 * lane;
+  const uint64_t panel = panel_descriptor(stage + FRAGMENT_DENSE_STEP_BYTES);
+  const uint32_t meta = shared_load4(a + 4 * lane);
+  const struct words4 low = shared_load16(values);
+  const struct words4 high = shared_load16(values + FRAGMENT_BYTES);
+  wgmma_fence();
+  wgmma_sparse_low(sums, WARP_OCTETS, &low, panel, meta);
+  wgmma_sparse_high(sums, WARP_OCTETS, &high, panel + 64 / 16, meta);
+  wgmma_commit();
+  wgmma_wait();
+}
+
+DEVICE void LOCAL(multiply_dense)(uint32_t stage, float sums[WARP_OCTETS][4]) {
+  const uint32_t lane = thread_index() % 32;
+  const uint32_t a = stage + LOCAL(warp_block)() * FRAGMENT_DENSE_BLOCK_BYTES + 16 * lane;
+  const uint64_t panel = panel_descriptor(stage + FRAGMENT_DENSE_STEP_BYTES);
+  struct words4 weights[4];
+  UNROLL
+  for (int i = 0; i < 4; i++) weights[i] = shared_load16(a + i * FRAGMENT_BYTES);
+  wgmma_fence();
+  UNROLL
+  for (int i = 0; i < 4; i++) wgmma_dense(sums, WARP_OCTETS, &weights[i], panel + i * 32 / 16);
+  wgmma_commit();
+  wgmma_wait();
+}
+
+#define OUTPUT_THREADS CONSUMER_THREADS
+#define OUTPUT_THREAD() (thread_index() - 128)
+#define OUTPUT_BARRIER() group_barrier(1, CONSUMER_THREADS)
+#include "kernel/cuda/output_body.h"
+
+DEVICE void LOCAL(put_sums)(const struct cluster_args *args, const struct product_segment *segment,
+                            float sums[WARP_OCTETS][4]) {
+  const uint32_t rank = cluster_rank(), blocks = args->cluster;
+  const struct product_place place = {segment->strip + rank, segment->slot * blocks + rank,
+                                      segment->first_slot * blocks + rank, blocks,
+                                      segment->output * blocks + rank};
+  LOCAL(put_block)
+  (&args->product, segment, &place, LOCAL(warp_block)(), 0, sums, WARP_OCTETS);
+  if (segment->peers > 1 && LOCAL(arrive_last)(&args->product, segment, &place))
+    LOCAL(add_slots)(&args->product, segment, &place);
+}
+
+DEVICE void LOCAL(multiply_all)(const struct cluster_args *args, uint32_t at, uint32_t end) {
+  struct LOCAL(ring) ring = {0, 0};
+  for (; at < end; at++) {
+    const struct product_segment segment = global_load(args->product.segments + at);
+    const uint32_t *order = LOCAL(order)(args, &segment);
+    uint32_t next = global_load(order); /* a tile ahead: its latency would hold up the products */
+    float sums[WARP_OCTETS][4] = {{0}};
+    for (uint32_t tile = 0; tile < segment.sparse; tile++) {
+      const bool sparse = next & 1;
+      if (tile + 1 < segment.sparse) next = global_load(order + tile + 1);
+      for (uint32_t step = 0; step < FRAGMENT_STEPS; step++) {
+        mbarrier_wait(LOCAL(full)(ring.stage), ring.parity);
+        if (sparse)
+          LOCAL(multiply_sparse)(LOCAL(stage)(ring.stage), sums);
+        else
+          LOCAL(multiply_dense)(LOCAL(stage)(ring.stage), sums);
+        mbarrier_release(LOCAL(empty)(ring.stage), args->cluster);
+        LOCAL(advance)(&ring, args->product.stages);
+      }
+    }
+    LOCAL(put_sums)(args, &segment, sums);
+  }
+}
+
+DEVICE void LOCAL(run)(const struct cluster_args *args) {
+  const uint32_t cluster = cluster_index();
+  const uint32_t first = global_load(args->product.first_segment + cluster);
+  const uint32_t end = global_load(args->product.first_segment + cluster + 1);
+  if (thread_index() == 0) {
+    for (uint32_t s = 0; s < args->product.stages; s++) {
+      mbarrier_init(LOCAL(full)(s), 1);
+      mbarrier_init(LOCAL(empty)(s), CLUSTER_CONSUMER_WARPS * args->cluster);
+    }
+    mbarrier_init_done();
+  }
+  cluster_barrier();
+  if (thread_index() < 128) {
+    registers_give(40);
+    if (thread_index() < 32) LOCAL(copy_all)(args, first, end);
+  } else {
+    registers_take(232);
+    LOCAL(multiply_all)(args, first, end);
+  }
+  /* Until all are done, others may still copy into this block or arrive at its mbarriers. */
+  cluster_barrier();
+}
+
+KERNEL(PRODUCT_NAME, LOCAL(run), CLUSTER_THREADS, struct cluster_args)
+
+#undef LOCAL
+#undef LOCAL_
+#undef LOCAL__
+#undef WARP_OCTETS
+#undef STAGE_BYTES
+#undef CONSUMER_THREADS
+#undef PRODUCT_NAME
+#undef PANEL_TOKENS

@@ -1,0 +1,10 @@
+/* Every kernel of CLUSTER_KERNELS, from the one body: after a vocabulary with that of sm_90a. */
+#include "kernel/cuda/panel.h"
+#include "kernel/cuda/product.h"
+
+#define PRODUCT_NAME cluster_128
+#define PANEL_TOKENS 128
+#include "kernel/cuda/cluster_body.h"
+#define PRODUCT_NAME cluster_256
+#define PANEL_TOKENS 256
+#include "kernel/cuda/cluster_body.h"
