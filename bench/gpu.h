@@ -14,6 +14,7 @@ void gpu_must(enum status status, const struct error *err);
 struct gpu_run {
   struct gpu *gpu;
   const char *date, *commit;
+  char choice_path[4096]; /* the table of kernels that was measured */
   double deadline_s; /* of the clock of base/clock.h */
 };
 void gpu_row_begin(FILE *ledger, const struct gpu_run *run);

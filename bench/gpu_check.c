@@ -282,6 +282,7 @@ int main(int argc, char **argv) {
   }
   strftime(date, sizeof date, "%Y-%m-%d", gmtime(&now));
   run.date = date;
+  snprintf(run.choice_path, sizeof run.choice_path, "%s/gpu_choice.json", argv[1]);
   run.deadline_s = clock_seconds() + atof(argv[3]);
   FILE *checks = open_ledger(argv[1], "gpu_checks.csv");
   const int failures = gpu_check_products(&run, checks) + gpu_check_forms(&run, checks);

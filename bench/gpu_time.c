@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "gpu.h"
+#include "model/choice.h"
 
 enum { COPIES_MAX = 64, ROUNDS = 5, ALGORITHMS = 8, TOKENS_MAX = 8192 };
 
@@ -109,6 +110,8 @@ struct contest {
   const struct gpu_run *run;
   struct blas blas;
   struct gpu_product products[COPIES_MAX];
+  struct gpu_matrix *matrices; /* (copies) */
+  struct choice *choice;
   uint16_t *dense; /* (copies, rows, cols) */
   int64_t rows, cols;
   int copies;
@@ -160,13 +163,8 @@ static int by_value(const void *a, const void *b) {
 
 /* Medians of alternating rounds, so that a card that slows down slows both. */
 static void time_both(struct contest *c, double *ours_ms, double *blas_ms) {
-  double ours[ROUNDS], blas[ROUNDS], best = 1e30;
+  double ours[ROUNDS], blas[ROUNDS];
   const int count = choose_count(c, true);
-  for (int a = 0; a < c->blas.count; a++) {
-    time_run(c, false, c->copies, a);
-    const double ms = time_run(c, false, c->copies, a);
-    if (ms < best) best = ms, c->blas.best = a;
-  }
   for (int r = 0; r < ROUNDS; r++) {
     ours[r] = time_run(c, true, count, 0);
     blas[r] = time_run(c, false, count, c->blas.best);
@@ -175,6 +173,77 @@ static void time_both(struct contest *c, double *ours_ms, double *blas_ms) {
   qsort(blas, ROUNDS, sizeof *blas, by_value);
   *ours_ms = ours[ROUNDS / 2];
   *blas_ms = blas[ROUNDS / 2];
+}
+
+/* --- the choice: model/choice.h with this card for its timer --- */
+
+static void name_of(struct gpu_variant v, char name[CHOICE_NAME_MAX]) {
+  if (v.cluster)
+    snprintf(name, CHOICE_NAME_MAX, "cluster_%ux%u", v.panel_tokens, v.cluster);
+  else
+    snprintf(name, CHOICE_NAME_MAX, "product_%u", v.panel_tokens);
+}
+
+static struct gpu_variant variant_of(const char *name) {
+  struct gpu_variant v = {0, 0};
+  if (sscanf(name, "cluster_%ux%u", &v.panel_tokens, &v.cluster) != 2)
+    sscanf(name, "product_%u", &v.panel_tokens);
+  return v;
+}
+
+static int list_candidates(void *ctx, const struct choice_shape *shape, uint32_t tokens,
+                           char names[CHOICE_CANDIDATES_MAX][CHOICE_NAME_MAX]) {
+  const struct contest *c = ctx;
+  struct gpu_variant variants[GPU_VARIANTS_MAX];
+  const struct fragment_matrix *f = &c->matrices[0].host;
+  const int count = gpu_variants(c->run->gpu, f->form, f->strips, tokens, variants);
+  snprintf(names[0], CHOICE_NAME_MAX, "dense");
+  for (int i = 0; i < count; i++) name_of(variants[i], names[i + 1]);
+  return count + 1;
+}
+
+static void prepare(struct contest *c, uint32_t tokens, const char *name) {
+  struct error err = {0};
+  const struct gpu_variant variant = variant_of(name);
+  for (int i = 0; i < c->copies; i++)
+    gpu_must(
+        gpu_product_prepare(c->run->gpu, &c->matrices[i], tokens, &variant, &c->products[i], &err),
+        &err);
+}
+
+static void unprepare(struct contest *c) {
+  for (int i = 0; i < c->copies; i++) gpu_product_free(c->run->gpu, &c->products[i]);
+}
+
+static void find_best_algorithm(struct contest *c) {
+  double best = 1e30;
+  for (int a = 0; a < c->blas.count; a++) {
+    time_run(c, false, c->copies, a);
+    const double ms = time_run(c, false, c->copies, a);
+    if (ms < best) best = ms, c->blas.best = a;
+  }
+}
+
+static enum status time_candidate(void *ctx, const struct choice_shape *shape, uint32_t tokens,
+                                  const char *name, double *seconds, struct error *err) {
+  struct contest *c = ctx;
+  const bool ours = strcmp(name, "dense") != 0;
+  double ms[3];
+  if (ours) {
+    prepare(c, tokens, name);
+  } else {
+    blas_open(&c->blas, c->rows, c->cols, tokens);
+    find_best_algorithm(c);
+  }
+  time_run(c, ours, c->copies, c->blas.best);
+  for (int i = 0; i < 3; i++) ms[i] = time_run(c, ours, c->copies, c->blas.best);
+  qsort(ms, 3, sizeof *ms, by_value);
+  if (ours)
+    unprepare(c);
+  else
+    blas_close(&c->blas);
+  *seconds = ms[1] / 1e3;
+  return STATUS_OK;
 }
 
 /* Gigabytes a second, read and written, of a large copy: the roof of decoding. */
@@ -217,8 +286,44 @@ static const struct layer layers[] = {
     {"Qwen2.5 0.5B qo", 896, 896},         {"Qwen2.5 0.5B gate/up", 4864, 896},
     {"Qwen2.5 0.5B down", 896, 4864},
 };
-static const uint32_t batches[] = {1, 4, 16, 64, 128, 512, 2048, TOKENS_MAX};
+static const uint32_t batches[] = {1, 4, 16, 64, 96, 128, 512, 2048, TOKENS_MAX};
 static const double densities[] = {1, 0.75, 0.65, 0.55, 0.5};
+
+/* One batch: the choice, then it beside the dense product, whoever was chosen. */
+static void time_batch(struct contest *c, const struct layer *layer, double density,
+                       const struct fragment_matrix *f, uint32_t tokens, double roof,
+                       FILE *ledger) {
+  const struct choice_timer timer = {c, list_candidates, time_candidate};
+  struct choice_shape shape = {"bf16", layer->rows, layer->cols, 0};
+  struct error err = {0};
+  char name[CHOICE_NAME_MAX];
+  double ours_ms, blas_ms;
+  for (int64_t s = 0; s < f->strips; s++) shape.sparse_tiles += f->strip[s].sparse_tiles;
+  gpu_must(choice_pick(c->choice, &shape, tokens, &timer, name, &err), &err);
+  const bool dense = !strcmp(name, "dense");
+  if (dense) /* timed all the same: how far off is the first of our kernels? */
+    for (int i = 0; i < c->copies; i++)
+      gpu_must(
+          gpu_product_prepare(c->run->gpu, &c->matrices[i], tokens, NULL, &c->products[i], &err),
+          &err);
+  else
+    prepare(c, tokens, name);
+  blas_open(&c->blas, layer->rows, layer->cols, tokens);
+  find_best_algorithm(c);
+  time_both(c, &ours_ms, &blas_ms);
+  const double flop = 2.0 * (double)layer->rows * (double)layer->cols * tokens;
+  char kernel[CHOICE_NAME_MAX];
+  name_of(c->products[0].variant, kernel);
+  gpu_row_begin(ledger, c->run);
+  fprintf(ledger, "%s,%lld,%lld,%g,%u,%s,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f,%s,%.3f\n",
+          layer->name, (long long)layer->rows, (long long)layer->cols, density, tokens, kernel,
+          c->products[0].plan.blocks, f->tile_bytes, ours_ms, blas_ms, blas_ms / ours_ms,
+          (double)f->tile_bytes / ours_ms / 1e6, (double)f->tile_bytes / ours_ms / 1e6 / roof,
+          flop / ours_ms / 1e9, name, dense ? 1 : blas_ms / ours_ms);
+  fflush(ledger);
+  blas_close(&c->blas);
+  unprepare(c);
+}
 
 static void time_layer(struct contest *c, const struct layer *layer, double density, double roof,
                        FILE *ledger) {
@@ -228,24 +333,10 @@ static void time_layer(struct contest *c, const struct layer *layer, double dens
   struct gpu_matrix copies[COPIES_MAX];
   make_fragments(&f, layer->rows, layer->cols, 2 * (1 - density));
   for (int i = 0; i < c->copies; i++) gpu_must(gpu_matrix_upload(gpu, &f, &copies[i], &err), &err);
+  c->matrices = copies;
   for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
     if (clock_seconds() > c->run->deadline_s) break;
-    double ours_ms, blas_ms;
-    for (int i = 0; i < c->copies; i++)
-      gpu_must(gpu_product_prepare(gpu, &copies[i], batches[b], NULL, &c->products[i], &err), &err);
-    blas_open(&c->blas, layer->rows, layer->cols, batches[b]);
-    time_both(c, &ours_ms, &blas_ms);
-    const double flop = 2.0 * (double)layer->rows * (double)layer->cols * batches[b];
-    gpu_row_begin(ledger, c->run);
-    fprintf(ledger, "%s,%lld,%lld,%g,%u,%s_%u,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f\n", layer->name,
-            (long long)layer->rows, (long long)layer->cols, density, batches[b],
-            c->products[0].variant.cluster ? "cluster" : "product",
-            c->products[0].plan.panel_tokens, c->products[0].plan.blocks, f.tile_bytes, ours_ms,
-            blas_ms, blas_ms / ours_ms, (double)f.tile_bytes / ours_ms / 1e6,
-            (double)f.tile_bytes / ours_ms / 1e6 / roof, flop / ours_ms / 1e9);
-    fflush(ledger);
-    blas_close(&c->blas);
-    for (int i = 0; i < c->copies; i++) gpu_product_free(gpu, &c->products[i]);
+    time_batch(c, layer, density, &f, batches[b], roof, ledger);
   }
   for (int i = 0; i < c->copies; i++) gpu_matrix_free(gpu, &copies[i]);
   fragment_release(&f);
@@ -272,12 +363,15 @@ static void *random_on_card(struct gpu *gpu, size_t count) {
 void gpu_time_products(const struct gpu_run *run, FILE *ledger) {
   static struct contest c;
   struct gpu *gpu = run->gpu;
+  struct error err = {0};
   const double roof = copy_speed(run);
   printf("copy: %.0f GB/s\n", roof);
   fprintf(ledger,
           "date,commit,card,layer,rows,cols,density,tokens,kernel,blocks,weight_bytes,ms,"
-          "cublaslt_ms,speedup,weight_gb_s,share_of_copy,dense_tflop_s\n");
+          "cublaslt_ms,speedup,weight_gb_s,share_of_copy,dense_tflop_s,choice,choice_speedup\n");
   c.run = run;
+  /* Measured anew in every check: into a table of its own, not the user's. */
+  gpu_must(choice_open(&c.choice, run->choice_path, gpu_facts(gpu)->name, &err), &err);
   cuda_must((int)cublasLtCreate(&c.blas.handle), "cublasLtCreate");
   cuda_must((int)cudaMalloc(&c.blas.workspace, workspace_bytes), "a workspace for cuBLASLt");
   cudaEventCreate(&c.start);
@@ -302,4 +396,6 @@ void gpu_time_products(const struct gpu_run *run, FILE *ledger) {
   cudaEventDestroy(c.stop);
   cudaFree(c.blas.workspace);
   cublasLtDestroy(c.blas.handle);
+  gpu_must(choice_save(c.choice, &err), &err);
+  choice_close(c.choice);
 }

@@ -37,14 +37,15 @@ if [ "$status" -eq 77 ]; then
   exit 77
 fi
 [ "$status" -eq 124 ] && echo "gpu_check: stopped after 450 seconds"
-for ledger in gpu_checks.csv gpu_products.csv; do
+for ledger in gpu_checks.csv gpu_products.csv gpu_choice.json; do
   [ -s "$work/$ledger" ] && cp "$work/$ledger" results/
 done
 
 # Medians of the speed-up over cuBLASLt, and the least, over all layers.
 [ -s "$work/gpu_products.csv" ] && {
-  echo "speed-up over cuBLASLt dense: density, tokens, median and least over the layers"
-  awk -F, 'NR > 1 { print $7 "," $8 "," $14 }' "$work/gpu_products.csv" | sort -t, -k1,1nr -k2,2n -k3,3n |
+  echo "speed-up over cuBLASLt dense by the kernel that was chosen (cuBLASLt itself: 1):"
+  echo "density, tokens, median and least over the layers"
+  awk -F, 'NR > 1 { print $7 "," $8 "," $19 }' "$work/gpu_products.csv" | sort -t, -k1,1nr -k2,2n -k3,3n |
     awk -F, '
       function flush() { if (n) printf "  %-5s %5d  %6.2f %6.2f\n", d, t, v[int((n + 1) / 2)], v[1] }
       $1 != d || $2 != t { flush(); n = 0; d = $1; t = $2 }
