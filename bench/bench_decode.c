@@ -222,7 +222,8 @@ static void report(const struct type *type, struct form *forms, int64_t batch,
     printf(
         "%-5s  %5lld  %s  %8.1f %%  %8.2f ms  %6.1f GB/s  read %6.1f GB/s  %5.1f %%  %6.3fx of "
         "%5.3fx\n",
-        type->name, (long long)batch, type->quantized ? "int8" : precision_name[precision],
+        type->name, (long long)batch,
+        type->quantized && batch <= 64 ? "int8" : precision_name[precision],
         sparse_percent[f] / 2.0, 1e3 * seconds, 1e-9 * bytes / seconds, 1e-9 * bytes / read,
         100 * read / seconds, dense / seconds, (double)forms[0].bytes / bytes);
   }
@@ -258,7 +259,8 @@ static void run_type(const struct type *type, const struct run *run) {
       "type   batch  x      sparsity        time     reached        plain read   of it    over "
       "dense\n");
   for (int b = 0; b < run->batches; b++)
-    for (int p = PRECISION_FP32; p <= (type->quantized ? 0 : (int)precision_fastest()); p++) {
+    for (int p = PRECISION_FP32;
+         p <= (type->quantized && run->batch[b] <= 64 ? 0 : (int)precision_fastest()); p++) {
       time_batch(forms, run->matrices, run->batch[b], (enum precision)p, x, y);
       report(type, forms, run->batch[b], (enum precision)p);
     }

@@ -12,10 +12,12 @@
  * which is bound by reading W, takes them as they are in either case.
  *
  * Quantized weights in strips: w is scale * integer + minimum, and a forward product of up to 64
- * tokens rounds x to int8, whatever the precision: for each token and 32 columns to the nearest
- * multiple of the largest magnitude over 127. Sums over these 32 are exact; so y differs from the
- * product with x as it is by at most the sum over columns of |w| * largest / 254. Other products
- * expand the weights to fp32 (PRECISION_FP32: exactly) and take x as it is. */
+ * tokens rounds x, whatever the precision: to int8, for each token and 32 columns the nearest
+ * multiple of the largest magnitude over 127, with exact sums over these 32; larger batches on
+ * processors with tiles round x and the scaled weights to bf16 instead. Either way y differs from
+ * the product with x as it is by at most the sum over columns of |w| * largest / 254, and fp32
+ * rounding. Other products expand the weights to fp32 (PRECISION_FP32: exactly) and take x as it
+ * is. */
 #ifndef TSR_KERNEL_LINEAR_H
 #define TSR_KERNEL_LINEAR_H
 

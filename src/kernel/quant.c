@@ -1,12 +1,20 @@
 /* Products with quantized strips: the activations rounded in the order of the chunks, the strips
- * dealt out to the threads. See product.h. No state but scratch. */
+ * dealt out to the threads. See product.h. No state but scratch.
+ *
+ * Tiles take batches from TILES_FROM tokens on. */
 #include "base/parallel.h"
 #include "kernel/product.h"
 #include "kernel/quant_x.h"
 #include "kernel/scratch.h"
 #include "kernel/select.h"
 
-enum { ITEMS_PER_THREAD = 8, ITEM_BYTES_LEAST = 48 << 10, ROUND_SERIAL = 1 << 13 };
+enum {
+  ITEMS_PER_THREAD = 8,
+  ITEM_BYTES_LEAST = 48 << 10,
+  ROUND_SERIAL = 1 << 13,
+  TILES_FROM = 12,
+  TILE_ROWS = 16
+};
 
 struct quant_job {
   const struct quant_strips *w;
@@ -43,7 +51,49 @@ static int64_t strips_per_item(const struct quant_strips *w) {
   return count < 1 ? 1 : count;
 }
 
+/* --- by tiles --- */
+
+struct tile_job {
+  struct quant_batch batch;
+  const float *x;
+  int64_t per_item;
+  float *y;
+};
+
+static void round_tiles(void *ctx, int64_t chunk, int worker) {
+  const struct tile_job *j = ctx;
+  (void)worker;
+  kernel_table()->quant.batch_round(&j->batch, j->x, chunk);
+}
+
+static void run_tiles(void *ctx, int64_t item, int worker) {
+  const struct tile_job *j = ctx;
+  const struct quant_strips *w = j->batch.w;
+  const int64_t first = item * j->per_item, left = w->strips - first;
+  (void)worker;
+  float *sums = kernel_scratch(SCRATCH_SEGMENT,
+                               (size_t)(QUANT_BATCH_STRIPS * j->batch.padded_rows * STRIP_ROWS));
+  kernel_table()->quant.batch_dot(&j->batch, first, left < j->per_item ? left : j->per_item,
+                                  j->y + first * STRIP_ROWS, w->rows, sums);
+}
+
+static void product_by_tiles(const struct quant_strips *w, const float *x, int64_t tokens,
+                             float *y) {
+  struct tile_job j = {{.w = w, .tokens = tokens}, x, strips_per_item(w), y};
+  if (j.per_item > QUANT_BATCH_STRIPS) j.per_item = QUANT_BATCH_STRIPS;
+  j.per_item += j.per_item % 2; /* they are taken in pairs */
+  j.batch.padded_rows = (tokens + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  j.batch.x = kernel_scratch(SCRATCH_LINEAR,
+                             (size_t)(w->chunks * j.batch.padded_rows * QUANT_CHUNK_COLS / 2));
+  parallel_for(w->chunks, round_tiles, &j);
+  parallel_for((w->strips + j.per_item - 1) / j.per_item, run_tiles, &j);
+}
+
 void quant_product(const struct quant_strips *w, const float *x, int64_t tokens, float *y) {
+  if (kernel_table()->quant.batch_dot && tokens >= TILES_FROM) {
+    product_by_tiles(w, x, tokens, y);
+    return;
+  }
   struct quant_job j = {w, tokens, strips_per_item(w), x, NULL, y};
   j.x = kernel_scratch(SCRATCH_LINEAR,
                        (size_t)(w->chunks * tokens) * (sizeof(struct quant_x) / sizeof(float)));

@@ -7,6 +7,7 @@
 
 struct quant_strips; /* sparse/quant_strips.h */
 struct quant_x;      /* kernel/quant_x.h */
+struct quant_batch;
 
 struct quant_kernels {
   /* Rounds columns [0, cols <= QUANT_CHUNK_COLS) of x (tokens, ldx), zeros behind them. All
@@ -19,6 +20,13 @@ struct quant_kernels {
    * tokens). sums: scratch of tokens * STRIP_ROWS floats. x and sums 64-byte aligned. */
   void (*dot)(const struct quant_strips *w, int64_t first, int64_t count, const struct quant_x *x,
               int64_t tokens, float *y, int64_t ldy, float *sums);
+  /* The same for up to QUANT_BATCH_STRIPS strips and a batch that batch_round has made, a chunk at
+   * a time, of x (tokens, w->cols); both NULL where the processor has no tiles. Activations, and
+   * weights that are scaled by groups, are rounded to bf16. sums: 64-byte aligned scratch of
+   * QUANT_BATCH_STRIPS * padded_rows * STRIP_ROWS floats. */
+  void (*batch_dot)(const struct quant_batch *batch, int64_t first, int64_t count, float *y,
+                    int64_t ldy, float *sums);
+  void (*batch_round)(const struct quant_batch *batch, const float *x, int64_t chunk);
   /* out (cols, STRIP_ROWS; leading dimension width): columns [chunk * QUANT_CHUNK_COLS, + cols) of
    * a strip, expanded and transposed. */
   void (*expand)(const struct quant_strips *w, int64_t strip, int64_t chunk, int64_t cols,

@@ -18,4 +18,15 @@ struct quant_x {
 };
 _Static_assert(sizeof(struct quant_x) == 3 * STRIP_LINE_BYTES, "whole lines");
 
+/* A batch of tokens for tile instructions. */
+enum { QUANT_BATCH_STRIPS = 8 }; /* at most so many at a time */
+
+struct quant_batch {
+  const struct quant_strips *w;
+  int64_t tokens;
+  int64_t padded_rows; /* tokens rounded up to whole tiles of 16 rows */
+  void *x;             /* (chunks * QUANT_CHUNK_GROUPS, padded_rows, QUANT_GROUP) bf16: zeros
+                          behind the last token and column */
+};
+
 #endif

@@ -61,7 +61,8 @@ static void check_forward(const struct linear_weight *w, int64_t tokens) {
       want[t * rows + r] = sum;
       assert_true(fabs(y[t * rows + r] - exact) <= bound * 1.0001 + TOLERANCE * (1 + fabs(exact)));
     }
-  assert_close("y", y, tokens * rows);
+  /* tiles round to bf16 instead, which is held to the same bound */
+  if (tokens < 12 || !kernel_table()->quant.batch_dot) assert_close("y", y, tokens * rows);
 }
 
 /* What is not decoding expands the weights. */

@@ -424,6 +424,7 @@ static void quant_expand(const struct quant_strips *w, int64_t strip, int64_t ch
 }
 
 static void fill_quant(struct kernel_table *table) {
-  table->quant =
-      (struct quant_kernels){.round = quant_round, .dot = quant_dot, .expand = quant_expand};
+  table->quant.round = quant_round;
+  table->quant.dot = quant_dot;
+  table->quant.expand = quant_expand;
 }

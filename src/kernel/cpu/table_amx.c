@@ -5,5 +5,6 @@
 void kernel_table_fill_amx(struct kernel_table *table) {
   bf16_fill_amx(table);
   strips_fill_amx(table);
+  quant_fill_amx(table);
 }
 #endif

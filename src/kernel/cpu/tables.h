@@ -15,6 +15,7 @@ void strips_fill_avx512(struct kernel_table *table);
 void strips_fill_amx(struct kernel_table *table);
 void quant_fill_avx2(struct kernel_table *table);
 void quant_fill_avx512vnni(struct kernel_table *table);
+void quant_fill_amx(struct kernel_table *table);
 void rows_fill_avx2(struct kernel_table *table);
 void rows_fill_avx512(struct kernel_table *table);
 void kv_fill_avx2(struct kernel_table *table);
