@@ -1,6 +1,7 @@
 /* tessera eval: perplexity over a text, the divergence from a reference model, zero-shot tasks. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "base/parallel.h"
@@ -14,7 +15,7 @@
 enum { WINDOW_MOST = 4096 }; /* the field's, where the model's context is at least as long */
 
 struct settings {
-  const char *mask, *ppl, *kl_to, *kl_cache;
+  const char *mask, *ppl, *kl_to, *kl_cache, *device;
   int64_t window, batch, tokens;
   int precision;
   bool decode;
@@ -45,12 +46,15 @@ static const struct option options[] = {
     {"decode", OPTION_FLAG, offsetof(struct settings, decode), NULL, 0, 0, NULL, NULL,
      "--ppl as `generate` computes: weights brought into the order of decoding, token by token, "
      "keys and values kept as f16; integers multiply activations rounded to int8"},
+    INPUTS_DEVICE_OPTION(struct settings, device),
     TASK_OPTIONS(struct settings, zeroshot),
     COMMON_OPTIONS(struct settings, common)};
 
 /* Everything that the command opens. */
 struct inputs {
   struct model *model, *reference;
+  const struct backend *backend;
+  struct model *placed[2]; /* both in its memory, where that is not the host's */
   struct tokenizer *tokenizer;
   struct corpus corpus;
   struct windows windows;
@@ -60,6 +64,8 @@ static void close_inputs(struct inputs *in) {
   windows_free(&in->windows);
   corpus_free(&in->corpus);
   tokenizer_close(in->tokenizer);
+  for (int i = 0; i < 2; i++) model_close(in->placed[i]);
+  backend_close(in->backend);
   model_close(in->model);
   model_close(in->reference);
 }
@@ -75,6 +81,13 @@ static enum status check_settings(const struct settings *s, struct error *err) {
     return error_set(err, STATUS_USAGE, "--kl-cache belongs to --kl-to MODEL, which is missing");
   if (s->decode && (!s->ppl || s->zeroshot.tasks))
     return error_set(err, STATUS_USAGE, "--decode is for --ppl FILE, without --tasks");
+  const bool on_cpu = !strcmp(s->device, "cpu");
+  if (!on_cpu && (s->zeroshot.tasks || s->decode))
+    return error_set(err, STATUS_USAGE, "%s on the CPU alone: leave --device away",
+                     s->decode ? "--decode runs" : "--tasks run");
+  if (!on_cpu && s->kl_cache)
+    return error_set(err, STATUS_USAGE,
+                     "--kl-cache is kept on the CPU: leave it away with --device %s", s->device);
   return eval_tasks_check(&s->zeroshot, &s->common, err);
 }
 
@@ -101,11 +114,21 @@ static enum status open_inputs(struct inputs *in, const struct settings *s, cons
   return status;
 }
 
+/* Brings the models to where they run. */
+static enum status place_inputs(struct inputs *in, struct error *err) {
+  const struct model *hosts[2] = {in->model, in->reference};
+  enum status status = STATUS_OK;
+  for (int i = 0; i < 2 && !status && !in->backend->is_host; i++)
+    if (hosts[i]) status = model_place(&in->placed[i], hosts[i], in->backend, err);
+  return status;
+}
+
 static json_t *model_json_of(const struct settings *s, const struct model *model) {
   json_t *out = json_object();
   json_object_set_new(out, "model", json_string(model_path(model)));
   json_object_set_new(out, "mask", output_text(s->mask));
   json_object_set_new(out, "density", output_real(model_density(model)));
+  json_object_set_new(out, "device", json_string(s->device));
   json_object_set_new(out, "precision", json_string(precision_name[s->precision]));
   json_object_set_new(out, "isa", json_string(kernel_isa()));
   json_object_set_new(out, "threads", json_integer(parallel_threads()));
@@ -174,8 +197,8 @@ static void print_result(const struct settings *s, const struct inputs *in,
 static enum status measure_text(const struct settings *s, const struct inputs *in, json_t *json,
                                 struct error *err) {
   struct eval_result result;
-  struct eval_request request = {.model = in->model,
-                                 .reference = in->reference,
+  struct eval_request request = {.model = in->placed[0] ? in->placed[0] : in->model,
+                                 .reference = in->placed[1] ? in->placed[1] : in->reference,
                                  .windows = &in->windows,
                                  .batch = s->batch,
                                  .precision = (enum precision)s->precision,
@@ -194,7 +217,9 @@ static enum status run(const struct command *command, void *settings, struct tex
   common_apply(&s->common);
   struct inputs in = {0};
   enum status status = check_settings(s, err);
+  if (!status) status = backend_open(&in.backend, s->device, err);
   if (!status) status = open_inputs(&in, s, positionals->items[0], err);
+  if (!status) status = place_inputs(&in, err);
   json_t *json = status ? NULL : model_json_of(s, in.model);
   if (!status && s->ppl) status = measure_text(s, &in, json, err);
   if (!status && s->zeroshot.tasks)

@@ -5,12 +5,13 @@
 
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/inputs.h"
 #include "learn/run.h"
 
 struct learn_options {
   struct learn_settings s;
   int mode;
-  const char *data, *out, *budget;
+  const char *data, *out, *budget, *device;
   struct text_list prior, skip;
   int64_t seed, tile, calib_tokens;
   double lr, checkpoint_every;
@@ -104,6 +105,7 @@ static const struct option options[] = {
     REAL("distill", distill,
          "share of the KL from the dense model in the loss, 0 to 1; above 0 a step takes a third "
          "more time"),
+    INPUTS_DEVICE_OPTION(struct learn_options, device),
     REAL("init-std", init_std, "standard deviation of random logits"),
     REAL("prior-strength", prior_strength_tile, "strength of the tile prior"),
     REAL("prior-strength-24", prior_strength_24, "strength of the 2:4 prior"),
@@ -226,7 +228,12 @@ static enum status run(const struct command *command, void *settings, struct tex
   if (status != STATUS_OK) return status;
   fill_request(&request, o, positionals->items[0]);
   if (o->budget) status = parse_time(o->budget, &request.budget_seconds, err);
+  /* a dry run only says what a card would need */
+  const struct backend *backend = NULL;
+  if (status == STATUS_OK && !o->dry_run) status = backend_open(&backend, o->device, err);
+  request.settings.backend = backend;
   if (status == STATUS_OK) status = learn_run(&request, &report, err);
+  backend_close(backend);
   if (status != STATUS_OK) return status;
   if (o->dry_run) {
     print_settings(&report.settings);

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/inputs.h"
 #include "convert/convert.h"
 #include "convert/weights.h"
 #include "prune/prune.h"
@@ -24,6 +25,7 @@ struct settings {
   const char *from; /* a mask with tile scores */
   double damping;
   int64_t block;
+  const char *device;
 };
 
 static const struct option options[] = {
@@ -58,6 +60,7 @@ static const struct option options[] = {
      "DIR",
      "sparsegpt: also write the model with weights that make up for the "
      "dropped ones"},
+    INPUTS_DEVICE_OPTION(struct settings, device),
     COMMON_OPTIONS(struct settings, common)};
 
 static enum status parse_sparsity(const struct settings *s, struct prune_settings *out,
@@ -229,13 +232,16 @@ static enum status run(const struct command *command, void *settings_pointer,
                        struct text_list *positionals, struct error *err) {
   const struct settings *s = settings_pointer;
   struct prune_settings settings;
-  struct model *model;
+  struct model *model = NULL;
+  const struct backend *backend = NULL;
   common_apply(&s->common);
   enum status status = plan(s, &settings, err);
+  if (!status) status = backend_open(&backend, s->device, err);
+  settings.backend = backend;
   if (!status) status = model_open(&model, positionals->items[0], err);
-  if (status) return status;
-  status = prune(s, &settings, model, err);
+  if (!status) status = prune(s, &settings, model, err);
   model_close(model);
+  backend_close(backend);
   return status;
 }
 

@@ -24,10 +24,10 @@ struct side {
   const struct model *model;
   enum precision precision; /* of the products */
   struct model_workspace *workspace;
-  float *computed;           /* (batch * length, hidden_size) */
+  float *computed;           /* (batch * length, hidden_size), in the backend's memory */
   struct states_cache cache; /* open where the states of all windows are kept */
   const float *normed;       /* of the batch: `computed`, or a part of what is kept */
-  float *logits;             /* (chunk_rows, vocab_size) */
+  float *logits;             /* (chunk_rows, vocab_size), there too */
 };
 
 /* The model's side when it decodes: windows step together, one token at a time. */
@@ -48,9 +48,13 @@ struct pass {
   struct side side[2]; /* the model, and the reference when there is one */
   int sides;
   int64_t batch, length, chunk_rows;
-  int32_t *ids;    /* (batch * length) */
-  float *nll, *kl; /* (batch * (length - 1)): predictions, window after window */
-  uint8_t *agree;  /* the same shape */
+  const struct backend *ops; /* the models' */
+  int32_t *ids;              /* (batch * length) */
+  float *nll, *kl;           /* (batch * (length - 1)): predictions, window after window */
+  uint8_t *agree;            /* the same shape */
+  /* the same three in the backend's memory, where the models leave them */
+  float *far_nll, *far_kl;
+  uint8_t *far_agree;
   struct decoding decoding;
   double *window_nll;    /* (windows): means */
   double *window_kl;     /* (windows) */
@@ -87,15 +91,18 @@ static enum status side_init(struct side *side, const struct model *model, const
                              struct error *err) {
   const struct model_config *config = model_config(model);
   side->model = model;
+  INVARIANT(model_backend(model) == pass->ops && (!cache || pass->ops->is_host));
   if (pass->decoding.session && side == &pass->side[0]) return STATUS_OK;
-  side->logits = mem_alloc((size_t)pass->chunk_rows, (size_t)config->vocab_size * 4, err);
-  if (!side->logits) return STATUS_FAILED;
+  enum status status =
+      pass->ops->alloc((size_t)(pass->chunk_rows * config->vocab_size) * sizeof *side->logits,
+                       (void **)&side->logits, err);
+  if (status) return status;
   if (cache) return states_cache_open(&side->cache, cache, model, windows, pass->batch, err);
-  side->computed =
-      mem_alloc((size_t)(pass->batch * pass->length), (size_t)config->hidden_size * 4, err);
-  if (!side->computed) return STATUS_FAILED;
-  enum status status = model_workspace_new(
-      &side->workspace, model, (struct model_shape){pass->batch, pass->length}, false, false, err);
+  const size_t states = (size_t)(pass->batch * pass->length * config->hidden_size);
+  status = pass->ops->alloc(states * sizeof *side->computed, (void **)&side->computed, err);
+  if (status) return status;
+  status = model_workspace_new(&side->workspace, model,
+                               (struct model_shape){pass->batch, pass->length}, false, false, err);
   if (!status) model_workspace_set_precision(side->workspace, side->precision);
   return status;
 }
@@ -156,9 +163,12 @@ static void pass_release(struct pass *pass) {
   for (int i = 0; i < pass->sides; i++) {
     model_workspace_free(pass->side[i].workspace);
     states_cache_close(&pass->side[i].cache);
-    mem_free(pass->side[i].computed);
-    mem_free(pass->side[i].logits);
+    pass->ops->free(pass->side[i].computed);
+    pass->ops->free(pass->side[i].logits);
   }
+  pass->ops->free(pass->far_nll);
+  pass->ops->free(pass->far_kl);
+  pass->ops->free(pass->far_agree);
   mem_free(pass->ids);
   mem_free(pass->nll);
   mem_free(pass->kl);
@@ -168,11 +178,18 @@ static void pass_release(struct pass *pass) {
   mem_free(pass->window_agrees);
 }
 
+static enum status alloc_far(struct pass *pass, size_t tokens, struct error *err) {
+  enum status status = pass->ops->alloc(tokens * sizeof(float), (void **)&pass->far_nll, err);
+  if (!status) status = pass->ops->alloc(tokens * sizeof(float), (void **)&pass->far_kl, err);
+  return status ? status : pass->ops->alloc(tokens, (void **)&pass->far_agree, err);
+}
+
 static enum status pass_init(struct pass *pass, const struct eval_request *request,
                              struct error *err) {
   const struct windows *windows = request->windows;
   *pass = (struct pass){.batch = choose_batch(request),
                         .length = windows->length,
+                        .ops = model_backend(request->model),
                         .sides = request->reference ? 2 : 1};
   pass->chunk_rows = choose_chunk_rows(model_config(request->model)->vocab_size);
   size_t tokens = (size_t)(pass->batch * pass->length), count = (size_t)windows->count;
@@ -189,6 +206,7 @@ static enum status pass_init(struct pass *pass, const struct eval_request *reque
   pass->side[0].precision = request->precision;
   enum status status =
       request->decode ? decoding_init(&pass->decoding, request, pass->batch, err) : STATUS_OK;
+  if (!status) status = alloc_far(pass, tokens, err);
   if (!status) status = side_init(&pass->side[0], request->model, NULL, windows, pass, err);
   if (!status && request->reference)
     status =
@@ -211,10 +229,11 @@ static void score_window(struct pass *pass, int64_t window) {
                    side->precision, side->logits);
     }
     int64_t vocab_size = model_config(model->model)->vocab_size;
-    cross_entropy(model->logits, ids + at + 1, rows, vocab_size, 1, pass->nll + out, NULL);
+    pass->ops->cross_entropy(model->logits, ids + at + 1, rows, vocab_size, 1, pass->far_nll + out,
+                             NULL);
     if (pass->sides == 2)
-      softmax_kl(reference->logits, model->logits, rows, vocab_size, pass->kl + out,
-                 pass->agree + out);
+      pass->ops->softmax_kl(reference->logits, model->logits, rows, vocab_size, pass->far_kl + out,
+                            pass->far_agree + out);
   }
 }
 
@@ -263,6 +282,15 @@ static enum status decode_windows(struct pass *pass, const struct windows *windo
   return status;
 }
 
+/* What `count` predictions scored, from the backend's memory. */
+static enum status bring_scores(struct pass *pass, size_t count, struct error *err) {
+  const struct backend *ops = pass->ops;
+  enum status status = ops->download(pass->nll, pass->far_nll, count * sizeof(float), err);
+  if (status || pass->sides < 2) return status;
+  status = ops->download(pass->kl, pass->far_kl, count * sizeof(float), err);
+  return status ? status : ops->download(pass->agree, pass->far_agree, count, err);
+}
+
 static double mean_of(const float *values, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; i++) sum += values[i];
@@ -277,10 +305,11 @@ static enum status measure_batch(struct pass *pass, const struct windows *window
   enum status status = STATUS_OK;
   for (int i = decodes; i < pass->sides && !status; i++)
     status = side_states(&pass->side[i], windows, first, count, pass->ids, err);
-  if (!status && decodes) status = decode_windows(pass, windows, first, count, err);
-  if (status) return status;
-  for (int64_t w = 0; w < count; w++) {
-    if (!decodes) score_window(pass, w);
+  for (int64_t w = 0; w < count && !status && !decodes; w++) score_window(pass, w);
+  if (!status)
+    status = decodes ? decode_windows(pass, windows, first, count, err)
+                     : bring_scores(pass, (size_t)(count * predictions), err);
+  for (int64_t w = 0; w < count && !status; w++) {
     pass->window_nll[first + w] = mean_of(pass->nll + w * predictions, predictions);
     if (pass->sides < 2) continue;
     pass->window_kl[first + w] = mean_of(pass->kl + w * predictions, predictions);
@@ -288,7 +317,7 @@ static enum status measure_batch(struct pass *pass, const struct windows *window
     for (int64_t i = 0; i < predictions; i++) agreeing += pass->agree[w * predictions + i];
     pass->window_agrees[first + w] = (double)agreeing / (double)predictions;
   }
-  return STATUS_OK;
+  return status;
 }
 
 static enum status measure_all(struct pass *pass, const struct windows *windows,

@@ -59,6 +59,7 @@ enum status run_inputs_open_model(struct run_inputs *in, const struct learn_requ
   enum status status = model_open(&in->model, q->model, err);
   if (status != STATUS_OK) return status;
   in->prune = prune_defaults();
+  in->prune.backend = q->settings.backend;
   in->prune.skip_count = q->skip_count;
   memcpy(in->prune.skip, q->skip, sizeof q->skip);
   in->skip = mem_alloc((size_t)model_site_count(in->model), sizeof *in->skip, err);

@@ -13,8 +13,8 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "prune/far.h"
 #include "prune/inputs.h"
-#include "prune/moments.h"
 #include "prune/scored.h"
 #include "prune/sparsegpt.h"
 #include "sparse/project.h"
@@ -30,15 +30,19 @@ struct pass {
   struct mask_set *masks, *unstructured; /* results; the latter may be NULL */
   struct prune_report *report;
 
-  float *hidden;  /* (windows * length, hidden_size) */
-  float *scratch; /* (batch * length, hidden_size) */
-  int64_t batch;  /* windows at a time */
+  const struct backend *ops;
+  struct model *placed;     /* the model in its memory, where that is not the host's */
+  const struct model *runs; /* the model that passes run over */
+  float *hidden;            /* (windows * length, hidden_size), in the backend's memory */
+  float *scratch;           /* (batch * length, hidden_size), there too */
+  int64_t batch;            /* windows at a time */
   struct model_workspace *workspace;
   struct moments moments[BLOCK_INPUTS];
   float *factor;              /* (n, n) for the widest input, SparseGPT only */
   float *norms;               /* (n) */
   float *weights[SITE_ROLES]; /* pruned, (rows, cols); NULL when a linear stays dense */
-  struct linear_weight pruned[SITE_ROLES];
+  struct linear_weight pruned[SITE_ROLES]; /* the same in the backend's memory */
+  struct far_moments far[BLOCK_INPUTS];
   struct progress *progress;
 };
 
@@ -63,7 +67,7 @@ static void gather_input(void *ctx, const struct linear_site *site, const float 
   struct pass *p = ctx;
   const enum block_input input = role_input[site->role];
   if (input_leader[input] == site->role && input_needed(p, site->layer, input))
-    moments_add(&p->moments[input], x, tokens);
+    far_moments_add(&p->far[input], &p->moments[input], x, tokens);
 }
 
 static const struct linear_weight *pruned_weight(void *ctx, const struct linear_site *site,
@@ -85,10 +89,10 @@ static enum status run_block(struct pass *p, int layer, bool gather, struct erro
     const int64_t tokens = shape.sequences * shape.length;
     float *x = p->hidden + window * shape.length * hidden_size;
     if (gather) {
-      memcpy(p->scratch, x, (size_t)(tokens * hidden_size) * sizeof *x);
+      p->ops->copy_floats(p->scratch, x, tokens * hidden_size);
       x = p->scratch;
     }
-    model_block(p->model, layer, shape, x, &tap, p->workspace);
+    model_block(p->runs, layer, shape, x, &tap, p->workspace);
     progress_add(p->progress, 0.3 * (double)shape.sequences / (double)p->calibration->windows);
   }
   return STATUS_OK;
@@ -147,6 +151,21 @@ static void keep_scores(const struct pass *p, struct mask_matrix *mask) {
            (size_t)mask_tile_count(mask) * sizeof *mask->tile_scores);
 }
 
+/* A pruned weight to where the rest of the pass runs. */
+static enum status send_pruned(struct pass *p, enum site_role role, float *w, int64_t rows,
+                               int64_t cols, struct error *err) {
+  const size_t bytes = (size_t)(rows * cols) * sizeof *w;
+  void *far = w;
+  enum status status = STATUS_OK;
+  if (!p->ops->is_host) {
+    status = p->ops->alloc(bytes, &far, err);
+    if (status) return status;
+    status = p->ops->upload(far, w, bytes, err);
+  }
+  p->pruned[role] = (struct linear_weight){.dense = {far, DTYPE_F32, rows, cols}};
+  return status;
+}
+
 static enum status prune_site(struct pass *p, const struct linear_site *site, struct error *err) {
   const int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
   const struct prune_rule rule = make_rule(p, site->name);
@@ -166,7 +185,7 @@ static enum status prune_site(struct pass *p, const struct linear_site *site, st
   status = mask_set_add(p->masks, &mask, err);
   if (status) goto out;
   p->weights[site->role] = w;
-  p->pruned[site->role] = (struct linear_weight){.dense = {w, DTYPE_F32, rows, cols}};
+  status = send_pruned(p, site->role, w, rows, cols, err);
   w = NULL;
 out:
   mem_free(w);
@@ -219,6 +238,8 @@ static void drop_weights(struct pass *p, int layer, bool keep) {
     else
       mem_free(p->weights[role]);
     p->weights[role] = NULL;
+    if (!p->ops->is_host) p->ops->free((void *)p->pruned[role].dense.data);
+    p->pruned[role] = (struct linear_weight){0};
   }
 }
 
@@ -226,8 +247,10 @@ static enum status prune_block(struct pass *p, int layer, struct error *err) {
   enum status status = STATUS_OK;
   const double done = p->progress->done;
   if (p->calibration) {
-    for (int i = 0; i < BLOCK_INPUTS; i++) moments_clear(&p->moments[i]);
+    for (int i = 0; i < BLOCK_INPUTS; i++) far_moments_clear(&p->far[i], &p->moments[i]);
     status = run_block(p, layer, true, err);
+    for (int i = 0; i < BLOCK_INPUTS && !status; i++)
+      status = far_moments_fetch(&p->far[i], &p->moments[i], err);
   }
   for (int i = 0; i < BLOCK_INPUTS && !status; i++) {
     status = prune_input(p, layer, (enum block_input)i, err);
@@ -254,28 +277,41 @@ static enum status pass_alloc(struct pass *p, struct error *err) {
     if (cols > widest) widest = cols;
     enum status status =
         moments_init(&p->moments[i], cols, p->settings->method == PRUNE_SPARSEGPT, err);
+    if (!status)
+      status = far_moments_init(&p->far[i], p->ops, &p->moments[i], p->batch * c->length, err);
     if (status) return status;
   }
   const size_t width = (size_t)config->hidden_size, length = (size_t)c->length;
-  p->hidden = mem_alloc((size_t)c->windows * length, width * sizeof(float), err);
-  p->scratch = mem_alloc((size_t)p->batch * length, width * sizeof(float), err);
+  const size_t window_bytes = length * width * sizeof(float);
+  enum status status = p->ops->alloc((size_t)c->windows * window_bytes, (void **)&p->hidden, err);
+  if (!status) status = p->ops->alloc((size_t)p->batch * window_bytes, (void **)&p->scratch, err);
+  if (status) return status;
   p->norms = mem_alloc((size_t)widest, sizeof(float), err);
-  if (!p->hidden || !p->scratch || !p->norms) return STATUS_FAILED;
+  if (!p->norms) return STATUS_FAILED;
   if (p->settings->method == PRUNE_SPARSEGPT) {
     p->factor = mem_alloc((size_t)widest * (size_t)widest, sizeof(float), err);
     if (!p->factor) return STATUS_FAILED;
   }
-  return model_workspace_new(&p->workspace, p->model, (struct model_shape){p->batch, c->length},
+  p->runs = p->model;
+  if (!p->ops->is_host) {
+    if ((status = model_place(&p->placed, p->model, p->ops, err))) return status;
+    p->runs = p->placed;
+  }
+  return model_workspace_new(&p->workspace, p->runs, (struct model_shape){p->batch, c->length},
                              false, false, err);
 }
 
 static void pass_free(struct pass *p) {
-  for (int i = 0; i < BLOCK_INPUTS; i++) moments_free(&p->moments[i]);
-  mem_free(p->hidden);
-  mem_free(p->scratch);
+  for (int i = 0; i < BLOCK_INPUTS; i++) {
+    moments_free(&p->moments[i]);
+    far_moments_free(&p->far[i]);
+  }
+  p->ops->free(p->hidden);
+  p->ops->free(p->scratch);
   mem_free(p->norms);
   mem_free(p->factor);
   model_workspace_free(p->workspace);
+  model_close(p->placed);
 }
 
 static enum status pass_run(struct pass *p, struct error *err) {
@@ -283,7 +319,7 @@ static enum status pass_run(struct pass *p, struct error *err) {
   if (p->calibration) {
     status = pass_alloc(p, err);
     if (!status)
-      status = model_embed(p->model, p->calibration->ids,
+      status = model_embed(p->runs, p->calibration->ids,
                            p->calibration->windows * p->calibration->length, p->hidden, err);
   }
   for (int layer = 0; layer < model_config(p->model)->layers && !status; layer++)
@@ -427,6 +463,9 @@ enum status prune_run(struct model *model, const struct prune_settings *settings
   *report = (struct prune_report){0};
   const struct pass pass = {.model = model,
                             .settings = settings,
+                            .ops = settings->backend && settings->method != PRUNE_MAGNITUDE
+                                       ? settings->backend
+                                       : backend_cpu(),
                             .calibration = settings->method == PRUNE_MAGNITUDE ? NULL : calibration,
                             .update = settings->update_weights && !hybrid,
                             .masks = masks,

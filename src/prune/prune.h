@@ -14,6 +14,7 @@
 #ifndef TSR_PRUNE_PRUNE_H
 #define TSR_PRUNE_PRUNE_H
 
+#include "kernel/backend.h"
 #include "model/model.h"
 #include "prune/calibration.h"
 #include "prune/rule.h"
@@ -22,6 +23,7 @@ enum prune_method { PRUNE_MAGNITUDE, PRUNE_WANDA, PRUNE_SPARSEGPT };
 
 enum { PRUNE_SKIP_MAX = 64 };
 struct prune_settings {
+  const struct backend *backend; /* where passes over the model run (not owned); NULL: the CPU */
   enum prune_method method;
   enum prune_pattern pattern;
   int keep, of;                 /* n and m of PRUNE_N_M */
