@@ -1,12 +1,13 @@
 #!/bin/sh
 # Everything that waits for a card, in one command: builds for the card found, runs every GPU kernel
-# against float64 and the CPU, times them against cuBLASLt, and writes results/gpu_checks.csv,
-# results/gpu_products.csv and a summary. Ten minutes at most; safe to run again.
-# Usage: gpu_check.sh [SECONDS of timing, default 300]
+# against float64 and the CPU, whole learning steps against the CPU's, times products against
+# cuBLASLt and learning steps beside PyTorch (where PYTHON, default python3, has torch and
+# transformers), and writes results/gpu_*.csv and a summary. Ten minutes at most; safe to run again.
+# Usage: gpu_check.sh [SECONDS of timing products, default 150, and as many of learning]
 # Exit status: 0 all right, 1 something is wrong, 77 no card (all was built, nothing was measured).
 set -u
 cd "$(dirname "$0")/.."
-seconds=${1:-300}
+seconds=${1:-150}
 build=build-gpu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,20 +25,38 @@ PATH="$PATH:/usr/local/cuda/bin"
 commit=$(git describe --always --dirty --abbrev=10 2>/dev/null || echo unknown)
 {
   cmake -S . -B "$build" -DTSR_CUDA=ON -DTSR_TESTS=OFF "-DTSR_CUDA_ARCHITECTURES=$card" &&
-    cmake --build "$build" -j"$(nproc)" --target gpu_check
+    cmake --build "$build" -j"$(nproc)" --target gpu_check gpu_learn
 } >"$work/log" 2>&1 || {
   tail -30 "$work/log"
   echo "gpu_check: the build failed"
   exit 1
 }
-timeout 450 "$build/bench/gpu_check" "$work" "$commit" "$seconds"
+timeout 200 "$build/bench/gpu_check" "$work" "$commit" "$seconds"
 status=$?
+timeout 200 "$build/bench/gpu_learn" "$work" "$commit" "$seconds"
+learning=$?
 if [ "$status" -eq 77 ]; then
   echo "gpu_check: everything was built; nothing was checked or measured, because there is no card"
   exit 77
 fi
-[ "$status" -eq 124 ] && echo "gpu_check: stopped after 450 seconds"
-for ledger in gpu_checks.csv gpu_products.csv gpu_choice.json; do
+[ "$status" -eq 124 ] && echo "gpu_check: products were stopped after 200 seconds"
+[ "$learning" -eq 124 ] && echo "gpu_check: learning was stopped after 200 seconds"
+[ "$status" -eq 0 ] && status=$learning
+
+# The same steps as a plain PyTorch program: rows "torch joint" and "torch tile" of the ledger.
+torch_steps() {
+  rate=$(timeout 40 "${PYTHON:-python3}" bench/reference_torch.py --device cuda --tokens 4096 \
+    --window 512 --json "$@" 2>/dev/null | sed -n 's/.*"tokens_per_s": \([0-9.]*\).*/\1/p')
+  [ -n "$rate" ] || return 0
+  echo "$(date +%F),$commit,torch,$*,smollm2-135m,4096,,,,$rate" >>"$work/gpu_learn_times.csv"
+}
+[ -s "$work/gpu_learn_times.csv" ] && {
+  torch_steps --mode joint
+  torch_steps --mode joint --bf16 --compile
+  torch_steps --mode tile --bf16 --compile
+}
+for ledger in gpu_checks.csv gpu_products.csv gpu_learn_checks.csv gpu_learn_times.csv \
+  gpu_choice.json; do
   [ -s "$work/$ledger" ] && cp "$work/$ledger" results/
 done
 

@@ -185,8 +185,11 @@ static enum status plan_models(const struct bench_settings *s, struct plan *plan
       if (plan->count == BENCH_ENTRIES_MAX)
         return error_set(err, STATUS_USAGE, "more than %d models cannot be measured in one run",
                          BENCH_ENTRIES_MAX);
-      *m = (struct synthetic_model){s->synthetic.items[i], (int)s->layers, dtypes[s->dtype],
-                                    d < 0 ? 1 : densities[d], (uint64_t)s->seed};
+      *m = (struct synthetic_model){.shape = s->synthetic.items[i],
+                                    .layers = (int)s->layers,
+                                    .dtype = dtypes[s->dtype],
+                                    .density = d < 0 ? 1 : densities[d],
+                                    .seed = (uint64_t)s->seed};
       status = synthetic_settle(m, err);
       plan->count++;
     }

@@ -15,7 +15,7 @@ struct learn_options {
   struct text_list prior, skip;
   int64_t seed, tile, calib_tokens;
   double lr, checkpoint_every;
-  bool resume, dry_run, tfevents;
+  bool resume, dry_run, tfevents, recompute;
   struct common_options common;
 };
 
@@ -106,6 +106,9 @@ static const struct option options[] = {
          "share of the KL from the dense model in the loss, 0 to 1; above 0 a step takes a third "
          "more time"),
     INPUTS_DEVICE_OPTION(struct learn_options, device),
+    {"recompute", OPTION_FLAG, AT(recompute), NULL, 0, 0, NULL, NULL,
+     "keep each block's input only and compute the rest again in the backward pass: a fraction of "
+     "the activations' memory for a third more time"},
     REAL("init-std", init_std, "standard deviation of random logits"),
     REAL("prior-strength", prior_strength_tile, "strength of the tile prior"),
     REAL("prior-strength-24", prior_strength_24, "strength of the 2:4 prior"),
@@ -159,6 +162,7 @@ static void fill_request(struct learn_request *q, const struct learn_options *o,
                               .dry_run = o->dry_run,
                               .tfevents = o->tfevents};
   q->settings.mode = (enum learn_mode)o->mode;
+  q->settings.recompute = o->recompute;
   q->settings.seed = (uint64_t)o->seed;
   q->settings.tile_rows = q->settings.tile_cols = o->tile;
   q->settings.lr_tile = NAN;
@@ -185,6 +189,18 @@ static void print_outcome(const struct learn_report *r, const char *out) {
   printf("%s/mask.safetensors\n", out);
 }
 
+/* {"cpu": {"weights": bytes, ...}, "cuda": {...}} */
+static json_t *memory_json(const struct learn_memory *m) {
+  json_t *out = json_object();
+  for (int p = 0; p < MEMORY_PLACES; p++) {
+    json_t *place = json_object();
+    for (int i = 0; i < MEMORY_PARTS; i++)
+      json_object_set_new(place, memory_part_name[i], json_real(m->bytes[p][i]));
+    json_object_set_new(out, memory_place_name[p], place);
+  }
+  return out;
+}
+
 static json_t *report_json(const struct learn_report *r) {
   json_t *o = json_pack("{s:o, s:b, s:{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}}", "settings",
                         learn_settings_to_json(&r->settings), "finished_before", r->finished_before,
@@ -194,6 +210,7 @@ static json_t *report_json(const struct learn_report *r) {
                         "learn_seconds", r->plan.learn_seconds, "heldout_seconds",
                         r->plan.heldout_seconds, "gflops", r->plan.gflops);
   INVARIANT(o);
+  json_object_set_new(json_object_get(o, "plan"), "memory", memory_json(&r->plan.memory));
   if (r->budget.steps)
     json_object_set_new(
         o, "budget",

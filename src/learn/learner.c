@@ -122,7 +122,7 @@ static enum status init_scratch(struct learner *l, struct error *err) {
   enum status status = learner_place(l, largest, err);
   if (status != STATUS_OK) return status;
   status = model_workspace_new(&l->workspace, l->runs, (struct model_shape){s->micro, s->window},
-                               true, false, err);
+                               true, s->recompute, err);
   if (status == STATUS_OK && s->distill > 0) status = model_workspace_distill(l->workspace, err);
   if (!status) model_workspace_set_precision(l->workspace, (enum precision)s->precision);
   return status;
@@ -167,6 +167,13 @@ enum status learner_init(struct learner *l, const struct model *model,
   if (status == STATUS_OK && learn_uses_tiles(settings)) status = init_tiles(l, err);
   if (status == STATUS_OK) status = init_scratch(l, err);
   if (status == STATUS_OK) status = measure_weights(l, err);
+  if (status == STATUS_FAILED && !l->ops->is_host) {
+    const struct error reason = *err;
+    error_set(err, reason.status,
+              "%s. A run takes less with --recompute, with a smaller --micro or --window, or in "
+              "--mode tile; --dry-run says what each part takes",
+              reason.text);
+  }
   if (status != STATUS_OK) learner_free(l);
   return status;
 }
@@ -202,7 +209,7 @@ size_t learner_bytes(const struct model *model, const struct learn_settings *s) 
   if (learn_uses_groups(s)) bytes += groups;
   const struct model_shape shape = {s->micro, s->window};
   if (s->distill > 0) bytes += model_workspace_distill_bytes(model, shape);
-  return bytes + model_workspace_bytes(model, shape, true, false);
+  return bytes + model_workspace_bytes(model, shape, true, s->recompute);
 }
 
 /* --- hard masks --- */

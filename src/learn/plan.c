@@ -74,6 +74,7 @@ struct learn_plan learn_plan_make(const struct model *model, const struct learn_
     plan.heldout_seconds =
         (double)((s->evaluations + 2) * s->heldout_windows * s->window) * forward / second;
   }
+  plan.memory = learn_memory_plan(model, s, skip);
   double mask = c.learned / 8 + 2 * (double)c.tiles;
   double checkpoint = mask + (learn_uses_groups(s) ? groups * 16 * sizeof(float) : 0);
   plan.memory_bytes =

@@ -2,10 +2,11 @@
 #ifndef TSR_LEARN_PLAN_H
 #define TSR_LEARN_PLAN_H
 
-#include "learn/learner.h"
+#include "learn/memory.h"
 
 struct learn_plan {
   int64_t learned_weights, tiles;
+  struct learn_memory memory;
   double memory_bytes; /* peak: the model's pages that are read, the learner, its workspace */
   double disk_bytes;   /* two checkpoints and one being written, prior, mask */
   double prior_seconds, learn_seconds, heldout_seconds; /* by the rate measured now */

@@ -2,6 +2,7 @@
 #include "learn/run.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -422,6 +423,21 @@ static void say_budget(const struct learn_request *q, const struct learn_report 
       (long long)s->tokens);
 }
 
+/* The memory of a dry run, part by part, here and on a card. */
+static void say_memory(const struct learn_memory *m) {
+  const double GIB = 1 << 30;
+  for (int p = 0; p < MEMORY_PLACES; p++) {
+    char text[512];
+    size_t used = 0;
+    for (int i = 0; i < MEMORY_PARTS; i++)
+      if (m->bytes[p][i] > 0 && used < sizeof text)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%s %.2f", used ? ", " : "",
+                                 memory_part_name[i], m->bytes[p][i] / GIB);
+    log_info("memory on %s, GiB: %s; %.2f in all", memory_place_name[p], text,
+             learn_memory_total(m, (enum memory_place)p) / GIB);
+  }
+}
+
 static void say_plan(const struct learn_report *r) {
   const struct learn_plan *p = &r->plan;
   const struct learn_settings *s = &r->settings;
@@ -440,6 +456,7 @@ static void say_plan(const struct learn_report *r) {
       p->memory_bytes / GIB, p->disk_bytes / GIB,
       (p->prior_seconds + p->learn_seconds + p->heldout_seconds) / 60, p->prior_seconds / 60,
       p->learn_seconds / 60, p->heldout_seconds / 60, p->gflops);
+  if (r->dry_run) say_memory(&p->memory);
 }
 
 enum status learn_run(const struct learn_request *request, struct learn_report *report,

@@ -57,6 +57,8 @@ struct learn_settings {
    * what 2:4 tiles spread evenly would have, and `costs` (not owned) is not NULL. */
   double speedup;
   const struct cost_table *costs;
+  bool recompute; /* activations: only each block's input is kept (no part of the identity: the same
+                     bits) */
   const struct backend *backend; /* where it runs (not owned, no part of a run's identity); NULL:
                                     on the CPU */
   int64_t tile_rows, tile_cols;

@@ -351,19 +351,19 @@ static void build_site(struct build *b, int layer, enum site_role role, const fl
   list_site(b, site);
 }
 
-/* A vocabulary of one token, and norms that multiply by one. */
+/* The vocabulary's rows, and norms that multiply by one. */
 static void build_ends(struct build *b, float *ones) {
   struct model *m = b->model;
-  int64_t width = m->config.hidden_size;
+  int64_t width = m->config.hidden_size, vocab = m->config.vocab_size;
   const struct synthetic_fill linears = b->fill;
   if (is_integers(linears.dtype)) b->fill.dtype = DTYPE_BF16;
-  void *row = own(b, (size_t)width * synthetic_element_bytes(b->fill.dtype));
-  if (!row) return;
+  void *rows = own(b, (size_t)(vocab * width) * synthetic_element_bytes(b->fill.dtype));
+  if (!rows) return;
   b->fill.stream = STREAM_WEIGHTS;
   b->fill.site = (uint32_t)model_site_count(m);
-  b->fill.scale = 1;
-  synthetic_fill(&b->fill, SYNTHETIC_WEIGHTS, width, row);
-  m->embed.dense = (struct matrix_view){row, b->fill.dtype, 1, width};
+  b->fill.scale = vocab == 1 ? 1 : (float)sqrt(3.0 / (double)width);
+  synthetic_fill(&b->fill, SYNTHETIC_WEIGHTS, vocab * width, rows);
+  m->embed.dense = (struct matrix_view){rows, b->fill.dtype, vocab, width};
   b->fill = linears;
   m->lm_head = m->embed;
   m->final_norm = ones;
@@ -409,6 +409,7 @@ enum status synthetic_open(struct model **out, const struct synthetic_model *req
                     .err = err};
   struct strbuf path = {0};
   m->config = config_of(shape_named(request->shape), request->layers);
+  if (request->vocabulary > 0) m->config.vocab_size = request->vocabulary;
   strbuf_printf(&path, "%s, %d layer%s", request->shape, request->layers,
                 request->layers == 1 ? "" : "s");
   m->store.path = mem_strdup(strbuf_text(&path), err);

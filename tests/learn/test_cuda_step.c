@@ -173,6 +173,7 @@ static void steps_match_the_cpu(void **state) {
     s.noise = cases[i].noise;
     s.regularizer = cases[i].regularizer;
     s.distill = cases[i].distill;
+    s.recompute = i % 2;
     if (s.regularizer == REGULARIZER_MASKLLM) s.l2 = 1e-3;
     pair_open(&p, cases[i].model, s);
     check_steps(&p, 1e-3);
@@ -252,6 +253,7 @@ static void too_little_memory_is_said(void **state) {
   bool *skip = mem_alloc((size_t)model_site_count(model), sizeof *skip, &err);
   assert_int_equal(learner_init(&l, model, &s, skip, &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "no room"));
+  assert_non_null(strstr(err.text, "--recompute"));
   mem_free(skip);
   model_close(model);
   emulated_close();

@@ -12,7 +12,7 @@ static struct model *make(const char *shape, int layers, enum dtype dtype, doubl
                           uint64_t seed) {
   struct error err = {0};
   struct model *model = NULL;
-  struct synthetic_model request = {shape, layers, dtype, density, seed};
+  struct synthetic_model request = {shape, layers, dtype, density, seed, 0};
   must(synthetic_settle(&request, &err), err);
   must(synthetic_open(&model, &request, &err), err);
   return model;
@@ -108,7 +108,7 @@ static void integers_are_sound(void **state) {
     assert_true(isfinite(before) && isfinite(after));
     model_close(model);
   }
-  struct synthetic_model request = {"llama2-7b", 1, DTYPE_U8, 0.5, 1};
+  struct synthetic_model request = {"llama2-7b", 1, DTYPE_U8, 0.5, 1, 0};
   const double weights = 4 * 4096.0 * 4096 + 3 * 4096.0 * 11008;
   assert_true(fabs((double)synthetic_bytes(&request) / weights - 3.5 / 8) < 1e-6);
 }
@@ -139,14 +139,14 @@ static void models_run_and_are_reproducible(void **state) {
 static void sizes_are_foretold(void **state) {
   (void)state;
   struct error err = {0};
-  struct synthetic_model request = {"llama2-7b", 0, DTYPE_BF16, 0.55, 1};
+  struct synthetic_model request = {"llama2-7b", 0, DTYPE_BF16, 0.55, 1, 0};
   must(synthetic_settle(&request, &err), err);
   assert_int_equal(request.layers, 2); /* 2 x 405 MB */
   double dense = 2.0 * 2 * (4 * 4096.0 * 4096 + 3 * 4096.0 * 11008);
   assert_true(fabs((double)synthetic_bytes(&request) / dense - 1 / 1.649) < 1e-3);
   request.density = 1;
   assert_true(fabs((double)synthetic_bytes(&request) / dense - 1) < 1e-9);
-  request = (struct synthetic_model){"smollm2-135m", 0, DTYPE_BF16, 1, 1};
+  request = (struct synthetic_model){"smollm2-135m", 0, DTYPE_BF16, 1, 1, 0};
   must(synthetic_settle(&request, &err), err);
   assert_int_equal(request.layers, 30); /* all of them: 212 MB */
 }
@@ -157,12 +157,12 @@ static void requests_are_checked(void **state) {
     struct synthetic_model request;
     const char *says;
   } cases[] = {
-      {{"gpt-2", 1, DTYPE_BF16, 1, 1}, "llama2-7b"},
-      {{"llama2-7b", 33, DTYPE_BF16, 1, 1}, "32 layers"},
-      {{"llama2-7b", -1, DTYPE_BF16, 1, 1}, "32 layers"},
-      {{"llama2-7b", 1, DTYPE_BF16, 0.45, 1}, "0.45"},
-      {{"llama2-7b", 1, DTYPE_BF16, NAN, 1}, "between 0.5 and 1"},
-      {{"llama2-7b", 1, DTYPE_Q8_0, 1, 1}, "q8_0"},
+      {{"gpt-2", 1, DTYPE_BF16, 1, 1, 0}, "llama2-7b"},
+      {{"llama2-7b", 33, DTYPE_BF16, 1, 1, 0}, "32 layers"},
+      {{"llama2-7b", -1, DTYPE_BF16, 1, 1, 0}, "32 layers"},
+      {{"llama2-7b", 1, DTYPE_BF16, 0.45, 1, 0}, "0.45"},
+      {{"llama2-7b", 1, DTYPE_BF16, NAN, 1, 0}, "between 0.5 and 1"},
+      {{"llama2-7b", 1, DTYPE_Q8_0, 1, 1, 0}, "q8_0"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     struct error err = {0};

@@ -5,9 +5,6 @@
 #include "base/error.h"
 #include "kernel/cuda/column_internal.h"
 
-/* 1 GiB of fp32: the head's products have rows enough for every multiprocessor. */
-#define LOGIT_ELEMENTS (1 << 28)
-
 struct cuda_column cuda_column;
 
 /* --- what all operations share --- */
@@ -317,7 +314,7 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
   static const struct backend column = {
       .name = "cuda",
       .is_host = false,
-      .logit_elements = LOGIT_ELEMENTS,
+      .logit_elements = CUDA_LOGIT_ELEMENTS,
       .alloc = alloc,
       .free = free_memory,
       .upload = upload,

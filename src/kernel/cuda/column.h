@@ -10,6 +10,10 @@
 #include "kernel/backend.h"
 #include "kernel/cuda/learn.h"
 
+/* What the column and its products take beside what they are asked for: logits that exist at a time
+ * (512 MiB), and cuBLASLt's workspace. */
+enum { CUDA_LOGIT_ELEMENTS = 1 << 27, CUDA_WORKSPACE_BYTES = 32 << 20 };
+
 /* C (m, n) = or += op(A) (m, k) op(B) (k, n), all row-major without gaps; op transposes what is
  * stored as (k, m), or (n, k). C is fp32, sums are fp32. */
 struct dense_product {

@@ -16,7 +16,7 @@
 /* In learn.cu. */
 const void *learn_kernel(int which);
 
-enum { WORKSPACE_BYTES = 32 << 20, ALIGNMENT_MAX = 256 };
+enum { ALIGNMENT_MAX = 256 };
 
 /* What an algorithm depends on. */
 struct product_key {
@@ -166,7 +166,7 @@ static enum status ask(struct product_choice *c, struct error *err) {
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
   const uint32_t *by = c->key.alignment, alignment[4] = {by[1], by[0], by[2], by[2]};
-  const uint64_t workspace = WORKSPACE_BYTES;
+  const uint64_t workspace = CUDA_WORKSPACE_BYTES;
   cublasLtMatmulPreference_t preference;
   cublasLtMatmulHeuristicResult_t result;
   int found = 0;
@@ -224,10 +224,10 @@ static enum status card_multiply(void *ctx, const struct dense_product *p, struc
   const float one = 1, beta = p->accumulate ? 1 : 0;
   enum status status = choose(p, &c, err);
   if (status != STATUS_OK) return status;
-  return check_blas(
-      cublasLtMatmul(card.handle, c->operation, &one, p->b, c->b, p->a, c->a, &beta, p->c, c->c,
-                     p->c, c->c, &c->algorithm, card.workspace, WORKSPACE_BYTES, gpu_stream(ctx)),
-      "multiply", err);
+  return check_blas(cublasLtMatmul(card.handle, c->operation, &one, p->b, c->b, p->a, c->a, &beta,
+                                   p->c, c->c, p->c, c->c, &c->algorithm, card.workspace,
+                                   CUDA_WORKSPACE_BYTES, gpu_stream(ctx)),
+                    "multiply", err);
 }
 
 /* --- opening --- */
@@ -235,7 +235,7 @@ static enum status card_multiply(void *ctx, const struct dense_product *p, struc
 static enum status prepare(struct error *err) {
   const struct gpu_facts *facts = gpu_facts(card.gpu);
   enum status status = check_blas(cublasLtCreate(&card.handle), "be opened", err);
-  if (status == STATUS_OK) status = gpu_alloc(card.gpu, WORKSPACE_BYTES, &card.workspace, err);
+  if (status == STATUS_OK) status = gpu_alloc(card.gpu, CUDA_WORKSPACE_BYTES, &card.workspace, err);
   if (status == STATUS_OK) status = allow_shared(facts->block_shared_bytes, err);
   card.runtime = (struct cuda_runtime){.ctx = card.gpu,
                                        .multiprocessors = (uint32_t)facts->multiprocessors,

@@ -1,0 +1,95 @@
+/* See memory.h. The sizes are those that learner_init, model_place and the CUDA column ask for. */
+#include "learn/memory.h"
+
+#include "kernel/cuda/column.h"
+
+const char *const memory_place_name[MEMORY_PLACES] = {"cpu", "cuda"};
+const char *const memory_part_name[MEMORY_PARTS] = {"weights",     "logits", "moments",
+                                                    "gradients",   "masks",  "masked linear",
+                                                    "activations", "head",   "operands"};
+
+double learn_memory_total(const struct learn_memory *m, enum memory_place place) {
+  double sum = 0;
+  for (int i = 0; i < MEMORY_PARTS; i++) sum += m->bytes[place][i];
+  return sum;
+}
+
+static double weight_bytes(const struct linear_weight *w) {
+  return (double)linear_rows(w) * (double)linear_cols(w) * (linear_dtype(w) == DTYPE_F32 ? 4 : 2);
+}
+
+static double model_bytes(const struct model *model) {
+  const struct model_config *c = model_config(model);
+  const struct linear_weight *head = model_head(model);
+  double sum = weight_bytes(head) * (c->tied_embeddings ? 1 : 2);
+  for (int i = 0; i < model_site_count(model); i++)
+    sum += weight_bytes(&model_site(model, i)->weight);
+  return sum;
+}
+
+/* What grows with the learned linears; returns the largest, in weights. */
+static double add_sites(struct learn_memory *m, const struct model *model,
+                        const struct learn_settings *s, const bool *skip) {
+  double largest = 0;
+  for (int i = 0; i < model_site_count(model); i++) {
+    const struct linear_weight *w = &model_site(model, i)->weight;
+    const int64_t rows = linear_rows(w), cols = linear_cols(w);
+    const double five = 4 * (double)mask_logit_count(rows, cols);
+    const double tiles = (double)((rows + s->tile_rows - 1) / s->tile_rows *
+                                  ((cols + s->tile_cols - 1) / s->tile_cols));
+    if (skip[i]) continue;
+    if ((double)rows * (double)cols > largest) largest = (double)rows * (double)cols;
+    for (int p = 0; p < MEMORY_PLACES; p++) {
+      double *bytes = m->bytes[p];
+      bytes[MEMORY_CODES] += (double)rows * (double)((cols + 7) / 8) + tiles;
+      if (learn_uses_tiles(s)) bytes[MEMORY_CODES] += tiles * (p == MEMORY_CPU ? 44 : 12);
+      if (!learn_uses_groups(s)) continue;
+      bytes[MEMORY_LOGITS] += five;
+      bytes[MEMORY_GRADIENTS] += five;
+      bytes[MEMORY_MOMENTS] += five + 4 * (double)mask_second_count(rows, cols);
+    }
+  }
+  return largest;
+}
+
+static double least(double a, double b) { return a < b ? a : b; }
+
+/* Logits of a chunk, once more where they are soft-capped, once more for a teacher. */
+static double head_bytes(const struct model *model, const struct learn_settings *s,
+                         int64_t logit_elements) {
+  const struct model_config *c = model_config(model);
+  const double tokens = (double)(s->micro * s->window), vocab = (double)c->vocab_size;
+  double rows = (double)(logit_elements / c->vocab_size);
+  if (rows < 16) rows = 16;
+  return 4 * least(rows, tokens) * vocab * (1 + (c->final_softcap > 0) + (s->distill > 0));
+}
+
+struct learn_memory learn_memory_plan(const struct model *model, const struct learn_settings *s,
+                                      const bool *skip) {
+  const struct model_shape shape = {s->micro, s->window};
+  const struct model_config *c = model_config(model);
+  const double tokens = (double)(s->micro * s->window);
+  struct learn_memory m = {0};
+  const double largest = add_sites(&m, model, s, skip);
+  for (int p = 0; p < MEMORY_PLACES; p++) {
+    m.bytes[p][MEMORY_WEIGHTS] = model_bytes(model);
+    m.bytes[p][MEMORY_MASKED] = 8 * largest;
+    m.bytes[p][MEMORY_HEAD] =
+        head_bytes(model, s, p == MEMORY_CPU ? backend_cpu()->logit_elements : CUDA_LOGIT_ELEMENTS);
+    m.bytes[p][MEMORY_ACTIVATIONS] =
+        (double)model_workspace_bytes(model, shape, true, s->recompute) -
+        head_bytes(model, s, backend_cpu()->logit_elements) +
+        (s->distill > 0 ? (double)model_workspace_distill_bytes(model, shape) : 0);
+  }
+  /* on the card, products take copies of activations (and of weights that are of another type) */
+  const bool bf16 = s->precision == PRECISION_BF16;
+  const enum dtype head = linear_dtype(model_head(model));
+  const double wide = tokens * (double)c->intermediate_size;
+  const double chunk = m.bytes[MEMORY_CUDA][MEMORY_HEAD] / 2;
+  double operands = CUDA_WORKSPACE_BYTES;
+  if (bf16) operands += 2 * wide > chunk ? 2 * wide : chunk;
+  if (head != (bf16 ? DTYPE_BF16 : DTYPE_F32))
+    operands += (double)c->vocab_size * (double)c->hidden_size * (bf16 ? 2 : 4);
+  m.bytes[MEMORY_CUDA][MEMORY_OPERANDS] = operands;
+  return m;
+}
