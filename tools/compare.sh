@@ -24,6 +24,9 @@ mkdir -p .cache
 echo "logits of the demo's model in transformers"
 "$PYTHON" tools/compare/transformers_logits.py "$folder/model.gguf" "$folder/heldout.txt" 256
 
+echo "blocks of GGUF files as they are, against their expansion and llama.cpp"
+"$PYTHON" tools/compare/blocks.py "$folder/model.gguf" "$folder/heldout.txt" 200
+
 echo "exports in transformers and llama.cpp"
 ./tessera prune "$folder/model.gguf" --method wanda --pattern hybrid --sparsity 45% \
   --calib "$folder/learn.jsonl" --calib-tokens 4096 --out .cache/compare.mask --force
