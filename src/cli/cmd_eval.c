@@ -101,16 +101,26 @@ static int64_t choose_window(const struct settings *s, const struct model *model
   return s->window;
 }
 
+/* On strips: the packing of products expands them faster than rows, and tasks ask with few tokens.
+ * Integers would meet rounded activations there, and stay as they are unless they are to. */
+static enum status prepare(struct model *model, bool integers_too, struct error *err) {
+  bool floats = dtype_is_native(linear_dtype(model_head(model)));
+  for (int i = 0; i < model_site_count(model); i++)
+    floats = floats && dtype_is_native(linear_dtype(&model_site(model, i)->weight));
+  return floats || integers_too ? model_prepare(model, false, err) : STATUS_OK;
+}
+
 static enum status open_inputs(struct inputs *in, const struct settings *s, const char *path,
                                struct error *err) {
   enum status status = inputs_model(&in->model, path, s->mask, err);
-  if (!status && s->decode) status = model_prepare(in->model, false, err);
+  if (!status) status = prepare(in->model, s->decode, err);
   if (!status) status = tokenizer_open(&in->tokenizer, path, err);
   if (status || !s->ppl) return status;
   status = corpus_load(&in->corpus, s->ppl, in->tokenizer, s->tokens, err);
   if (!status)
     status = windows_cut(&in->windows, &in->corpus, choose_window(s, in->model), false, err);
   if (!status && s->kl_to) status = model_open_to_run(&in->reference, s->kl_to, err);
+  if (!status && s->kl_to) status = prepare(in->reference, false, err);
   return status;
 }
 
