@@ -111,6 +111,19 @@ struct mask_update_args {
   uint32_t *counters;      /* (1), zero between launches */
 };
 
+/* AdamW on compact storage (compact.h): planes of 16 as in the other layouts, `slots` = rows *
+ * row_blocks * 16. Constants as above; root_scale is that of the root of the second moment. */
+struct mask_compact_args {
+  const uint16_t *gradient; /* bf16 (rows, row_blocks, 5, 16) */
+  uint16_t *logits;         /* the same */
+  int8_t *first;            /* the same, by first_scale (rows, row_blocks, 5), bf16 */
+  uint8_t *second;          /* roots (rows, row_blocks, 6, 16), by second_scale (.., 6), bf16 */
+  uint16_t *first_scale, *second_scale;
+  uint64_t slots;
+  uint32_t blocks, key[2], tensor, step;
+  float keep, rate, beta1, beta2, gradient_scale, epsilon, root_scale;
+};
+
 struct mask_keep_args {
   const void *w;
   const uint8_t *codes, *tiles; /* tiles (tile rows, tile_columns) */
@@ -165,6 +178,7 @@ static inline uint32_t attention_shared_bytes(uint32_t head_dim, uint32_t warps,
   K(mask_back_tiles, struct mask_args)       \
   K(mask_squares, struct mask_update_args)   \
   K(mask_adamw, struct mask_update_args)     \
+  K(mask_compact, struct mask_compact_args)  \
   K(mask_choose, struct mask_update_args)    \
   K(mask_keep_hard, struct mask_keep_args)   \
   K(attention_rows, struct attention_args)   \

@@ -1,5 +1,6 @@
 /* Every kernel of LEARN_KERNELS: after a vocabulary. */
 #include "kernel/cuda/attention.h"
+#include "kernel/cuda/compact.h"
 #include "kernel/cuda/loss.h"
 #include "kernel/cuda/mask.h"
 #include "kernel/cuda/rows.h"

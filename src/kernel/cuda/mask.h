@@ -16,9 +16,9 @@
 /* --- noise --- */
 
 /* base/rng.h's philox4x32 and rng_six_uniforms, bit for bit. */
-DEVICE void noise_words(const uint32_t key[2], uint32_t counter, uint32_t tensor, uint32_t draw,
-                        uint32_t out[4]) {
-  uint32_t k0 = key[0], k1 = key[1], c0 = counter, c1 = 0, c2 = tensor, c3 = draw;
+DEVICE void philox(const uint32_t key[2], uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                   uint32_t out[4]) {
+  uint32_t k0 = key[0], k1 = key[1];
   UNROLL for (int round = 0; round < 10; round++) {
     const uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
     c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
@@ -32,6 +32,11 @@ DEVICE void noise_words(const uint32_t key[2], uint32_t counter, uint32_t tensor
   out[1] = c1;
   out[2] = c2;
   out[3] = c3;
+}
+
+DEVICE void noise_words(const uint32_t key[2], uint32_t counter, uint32_t tensor, uint32_t draw,
+                        uint32_t out[4]) {
+  philox(key, counter, 0, tensor, draw, out);
 }
 
 DEVICE void noise_uniforms(const uint32_t words[4], float u[MASK_SIX]) {
