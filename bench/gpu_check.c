@@ -230,10 +230,11 @@ int gpu_check_products(const struct gpu_run *run, FILE *ledger) {
   fprintf(ledger,
           "date,commit,card,kernel,rows,cols,dense_tiles,tokens,error_over_allowed,"
           "relative_to_cpu,same_bits,right\n");
-#define CHECK_KERNEL(panel, threads) {panel, 0},
-#define CHECK_CLUSTERS(panel) {panel, 1}, {panel, 2}, {panel, 4},
-  static const struct gpu_variant variants[] = {PRODUCT_KERNELS(CHECK_KERNEL)
-                                                    CLUSTER_KERNELS(CHECK_CLUSTERS)};
+#define CHECK_KERNEL(panel, threads) {panel, 0, false},
+#define CHECK_TALL(panel) {panel, 0, true},
+#define CHECK_CLUSTERS(panel) {panel, 1, false}, {panel, 2, false}, {panel, 4, false},
+  static const struct gpu_variant variants[] = {
+      PRODUCT_KERNELS(CHECK_KERNEL) CLUSTER_KERNELS(CHECK_CLUSTERS) TALL_KERNELS(CHECK_TALL)};
   for (size_t k = 0; k < sizeof variants / sizeof *variants; k++)
     for (size_t m = 0; m < sizeof matrices / sizeof *matrices; m++) {
       if (!gpu_variant_runs(run->gpu, (struct fragment_form){FRAGMENT_BF16, false, false},
@@ -247,10 +248,11 @@ int gpu_check_products(const struct gpu_run *run, FILE *ledger) {
       const struct verdict v = check_product(run->gpu, &t, 10 * k + m);
       const bool right = v.worst <= 1 && v.cpu_relative < 5e-3 && v.same_bits;
       gpu_row_begin(ledger, run);
-      fprintf(ledger, "%s_%u%s%.0u,%lld,%lld,%g,%u,%.3g,%.3g,%d,%d\n",
-              t.variant.cluster ? "cluster" : "product", panel, t.variant.cluster ? "x" : "",
-              t.variant.cluster, (long long)t.rows, (long long)t.cols, t.dense_share, tokens,
-              v.worst, v.cpu_relative, v.same_bits, right);
+      char name[32];
+      gpu_variant_name(t.variant, name);
+      fprintf(ledger, "%s,%lld,%lld,%g,%u,%.3g,%.3g,%d,%d\n", name, (long long)t.rows,
+              (long long)t.cols, t.dense_share, tokens, v.worst, v.cpu_relative, v.same_bits,
+              right);
       failures += !right;
     }
   return failures;

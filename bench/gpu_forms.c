@@ -90,7 +90,7 @@ static double check(struct gpu *gpu, const struct fragment_matrix *gate,
   struct gpu_matrix m;
   struct gpu_product p;
   struct rng rng = rng_make(tokens, panel);
-  const struct gpu_variant variant = {panel, 0};
+  const struct gpu_variant variant = {panel, 0, false};
   const size_t x_count = (size_t)tokens * X_STRIDE, y_bytes = (size_t)tokens * ROWS * 2;
   uint16_t *x = must_alloc(x_count, 2), *y[2] = {must_alloc(y_bytes, 1), must_alloc(y_bytes, 1)};
   void *x_card, *y_card;

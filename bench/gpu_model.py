@@ -28,22 +28,23 @@ def panel_of(tokens):
     return next((p for p in KERNELS if p >= tokens), 256)
 
 
-def cluster_of(card, rows, tokens):
-    """Blocks of a cluster that share a panel; 0: the kernels without clusters."""
+def kernel_of(card, rows, tokens):
+    """Panel; warps down a strip and across; strips that share a panel's copy; by wgmma?"""
     strips = -(-rows // 128)
-    return 0 if tokens <= 64 or "wgmma" not in CARDS[card] else 4 if strips >= 4 else min(strips, 2)
+    panel = panel_of(tokens)
+    if tokens > 64 and "wgmma" in CARDS[card]:
+        # Two warp groups, one below the other; each reads its own weights and all activations.
+        return panel, 2, 1, 4 if strips >= 4 else min(strips, 2), True
+    if tokens > 64 and strips > 1:
+        # Two strips a block, 16 warps: 4 down both, 4 across.
+        return 128, 2, 4, 2, False
+    return panel, *KERNELS[panel], 1, False
 
 
-def terms(card, rows, cols, density, tokens, cluster=None):
+def terms(card, rows, cols, density, tokens, kernel=None):
     """Seconds of each term."""
     c = CARDS[card]
-    panel = panel_of(tokens)
-    down, across = KERNELS[panel]
-    if cluster is None:
-        cluster = cluster_of(card, rows, tokens)
-    if cluster:
-        # Two warp groups, one below the other; each reads its own weights and all activations.
-        down, across = 2, 1
+    panel, down, across, shared_by, wgmma = kernel or kernel_of(card, rows, tokens)
     panels = -(-tokens // panel)
     strips, tiles = -(-rows // 128), -(-cols // 128)
     sparse = 2 * (1 - density)  # share of 2:4 tiles
@@ -53,15 +54,17 @@ def terms(card, rows, cols, density, tokens, cluster=None):
     partials = 2 * c["sms"] * panel * 128 * 4  # each block shares about two outputs with others
     y = rows * tokens * 2
     memory = (weights + cols * tokens * 2 + y) / c["memory"]
-    l2 = (panels * (weights + steps * activations / max(cluster, 1)) + 2 * partials + y) / c["l2"]
-    # Shared memory, 128 bytes a cycle: written once, weights read once by each warp across,
-    # activations once by each warp down.
+    l2 = (panels * (weights + steps * activations / shared_by) + 2 * partials + y) / c["l2"]
+    # Shared memory, 128 bytes a cycle: written once (a block of two strips writes its panel once
+    # for both), weights read once by each warp across, activations once by each warp down.
+    written = activations / (1 if wgmma else shared_by)
+
     def shared(step):
-        return (step + activations + across * step + down * activations) / 128
+        return (step + written + across * step + down * activations) / 128
     # mma m16n8k16 and mma.sp m16n8k32 take the same cycles.
-    mma = 16 * 8 * 16 / (c["wgmma"] if cluster else c["fma"])
+    mma = 16 * 8 * 16 / c["wgmma" if wgmma else "fma"]
     tensor = {s: 8 * (panel / 8) * n * mma for s, n in ((SPARSE_STEP, 2), (DENSE_STEP, 4))}
-    sms = c["clustered"] if cluster == 4 else c["sms"]
+    sms = c["clustered"] if shared_by == 4 else c["sms"]
     per_sm = panels * steps / sms / (c["ghz"] * 1e9)
     mix = lambda f: per_sm * (sparse * f(SPARSE_STEP) + (1 - sparse) * f(DENSE_STEP))
     return {"memory": memory, "L2": l2, "shared": mix(shared), "tensor": mix(lambda s: tensor[s])}
@@ -76,7 +79,8 @@ def predict(card, rows, cols, density, tokens):
 def dense_library(card, rows, cols, tokens):
     """A dense product as a library would do it, by the same count: blocks of 128 x 256, on H100 by
     wgmma in pairs that share a panel, both operands from shared memory."""
-    return LAUNCH + max(terms(card, rows, cols, 1, tokens, 2 if "wgmma" in CARDS[card] else 0).values())
+    kernel = (256, 2, 1, 2, True) if "wgmma" in CARDS[card] else (256, 2, 4, 1, False)
+    return LAUNCH + max(terms(card, rows, cols, 1, tokens, kernel).values())
 
 
 def table(rows, cols, batches, densities):

@@ -177,17 +177,11 @@ static void time_both(struct contest *c, double *ours_ms, double *blas_ms) {
 
 /* --- the choice: model/choice.h with this card for its timer --- */
 
-static void name_of(struct gpu_variant v, char name[CHOICE_NAME_MAX]) {
-  if (v.cluster)
-    snprintf(name, CHOICE_NAME_MAX, "cluster_%ux%u", v.panel_tokens, v.cluster);
-  else
-    snprintf(name, CHOICE_NAME_MAX, "product_%u", v.panel_tokens);
-}
-
 static struct gpu_variant variant_of(const char *name) {
-  struct gpu_variant v = {0, 0};
-  if (sscanf(name, "cluster_%ux%u", &v.panel_tokens, &v.cluster) != 2)
-    sscanf(name, "product_%u", &v.panel_tokens);
+  struct gpu_variant v = {0, 0, false};
+  if (sscanf(name, "cluster_%ux%u", &v.panel_tokens, &v.cluster) == 2) return v;
+  v.tall = sscanf(name, "tall_%u", &v.panel_tokens) == 1;
+  if (!v.tall) sscanf(name, "product_%u", &v.panel_tokens);
   return v;
 }
 
@@ -198,7 +192,7 @@ static int list_candidates(void *ctx, const struct choice_shape *shape, uint32_t
   const struct fragment_matrix *f = &c->matrices[0].host;
   const int count = gpu_variants(c->run->gpu, f->form, f->strips, tokens, variants);
   snprintf(names[0], CHOICE_NAME_MAX, "dense");
-  for (int i = 0; i < count; i++) name_of(variants[i], names[i + 1]);
+  for (int i = 0; i < count; i++) gpu_variant_name(variants[i], names[i + 1]);
   return count + 1;
 }
 
@@ -313,7 +307,7 @@ static void time_batch(struct contest *c, const struct layer *layer, double dens
   time_both(c, &ours_ms, &blas_ms);
   const double flop = 2.0 * (double)layer->rows * (double)layer->cols * tokens;
   char kernel[CHOICE_NAME_MAX];
-  name_of(c->products[0].variant, kernel);
+  gpu_variant_name(c->products[0].variant, kernel);
   gpu_row_begin(ledger, c->run);
   fprintf(ledger, "%s,%lld,%lld,%g,%u,%s,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f,%s,%.3f\n",
           layer->name, (long long)layer->rows, (long long)layer->cols, density, tokens, kernel,

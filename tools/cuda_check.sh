@@ -47,6 +47,11 @@ int main(int argc, char **argv) {
            (stages - 1) * fragment_step_bytes(form, true));                                       \
   }
   QUANT_KERNELS(QUANT_ROW)
+#define TALL_ROW(tokens)                                                                          \
+  printf("tall_%d %d %u %u %u\n", tokens, TALL_THREADS, tall_stages(tokens, limit),               \
+         tall_shared_bytes(tokens, tall_stages(tokens, limit)),                                   \
+         (tall_stages(tokens, limit) - 1) * TALL_STRIPS * FRAGMENT_SPARSE_STEP_BYTES);
+  TALL_KERNELS(TALL_ROW)
 #define CLUSTER_ROW(tokens)                                                                       \
   printf("cluster_%d %d %u %u %u\n", tokens, CLUSTER_THREADS, cluster_stages(tokens, limit),      \
          cluster_shared_bytes(tokens, cluster_stages(tokens, limit)),                             \
@@ -66,7 +71,11 @@ out="$work/kernels.csv"
 echo "card,kernel,threads,registers,spill_bytes,stages,shared_bytes,blocks_per_sm,warps_per_sm,weight_bytes_in_flight_per_sm,nvcc" >"$out"
 echo "$cards" | while read -r card shared warps blocks; do
   sources="src/kernel/cuda/product.cu src/kernel/cuda/quant.cu"
-  [ "$card" = 90a ] && sources="$sources src/kernel/cuda/cluster.cu"
+  if [ "$card" = 90a ]; then
+    sources="$sources src/kernel/cuda/cluster.cu"
+  else
+    sources="$sources src/kernel/cuda/tall.cu"
+  fi
   : >"$work/log"
   for source in $sources; do
     "$nvcc" -gencode "arch=compute_$card,code=sm_$card" -O3 -std=c++17 -I src -Xptxas -v \
@@ -96,7 +105,7 @@ echo "$cards" | while read -r card shared warps blocks; do
     }' "$work/shapes.txt" "$work/log" | sort -t, -k2,2V >>"$out"
 done
 awk -F, 'NR > 1 && ($5 > 0 || $8 < 1) { print "does not fit or spills: " $0; bad = 1 }
-  NR > 1 { n++ } END { if (n != 58) { print n + 0 " kernels compiled, 58 expected"; bad = 1 } exit bad }' \
+  NR > 1 { n++ } END { if (n != 61) { print n + 0 " kernels compiled, 61 expected"; bad = 1 } exit bad }' \
   "$out" >&2
 cp "$out" results/cuda_kernels.csv
 column -s, -t results/cuda_kernels.csv 2>/dev/null || cat results/cuda_kernels.csv

@@ -55,8 +55,10 @@ torch_steps() {
   torch_steps --mode joint --bf16 --compile
   torch_steps --mode tile --bf16 --compile
 }
+# What users would pick instead of our products: dense and 2:4 layers of PyTorch.
+timeout 40 "${PYTHON:-python3}" bench/gpu_peers.py "$work/gpu_peers.csv" 30
 for ledger in gpu_checks.csv gpu_products.csv gpu_learn_checks.csv gpu_learn_times.csv \
-  gpu_choice.json; do
+  gpu_choice.json gpu_peers.csv; do
   [ -s "$work/$ledger" ] && cp "$work/$ledger" results/
 done
 

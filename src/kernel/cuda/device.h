@@ -62,14 +62,16 @@ void gpu_matrix_free(struct gpu *gpu, struct gpu_matrix *m);
 /* A kernel and how it is launched. */
 struct gpu_variant {
   uint32_t panel_tokens;
-  uint32_t
-      cluster; /* 0: a kernel of PRODUCT_KERNELS; else one of CLUSTER_KERNELS, so many blocks */
+  uint32_t cluster; /* 0: no clusters; else a kernel of CLUSTER_KERNELS, so many blocks */
+  bool tall;        /* a kernel of TALL_KERNELS; else, without clusters, of PRODUCT_KERNELS */
 };
 /* What the card can run for `tokens` tokens of a matrix of this form and so many strips: first the
  * one to take when nothing was measured. Returns how many there are, at most GPU_VARIANTS_MAX. */
 enum { GPU_VARIANTS_MAX = 12 };
 int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strips, uint32_t tokens,
                  struct gpu_variant out[GPU_VARIANTS_MAX]);
+/* "product_16", "tall_128", "cluster_256x4". */
+void gpu_variant_name(struct gpu_variant variant, char out[32]);
 bool gpu_variant_runs(const struct gpu *gpu, struct fragment_form form, struct gpu_variant variant);
 
 /* A product of one shape, ready to run: the plan, on the card, and its workspace. Products that run

@@ -22,7 +22,8 @@ struct cluster_facts {
 enum {
 #define COUNT_KERNEL(...) +1
   GPU_KERNELS = 0 PRODUCT_KERNELS(COUNT_KERNEL) QUANT_KERNELS(COUNT_KERNEL),
-  GPU_CLUSTER_KERNELS = 0 CLUSTER_KERNELS(COUNT_KERNEL)
+  GPU_CLUSTER_KERNELS = 0 CLUSTER_KERNELS(COUNT_KERNEL),
+  GPU_TALL_KERNELS = 0 TALL_KERNELS(COUNT_KERNEL)
 #undef COUNT_KERNEL
 };
 
@@ -32,6 +33,7 @@ struct gpu {
   struct gpu_facts facts;
   struct kernel_facts kernels[GPU_KERNELS];
   struct cluster_facts cluster_kernels[GPU_CLUSTER_KERNELS];
+  struct kernel_facts tall_kernels[GPU_TALL_KERNELS];
   CUresult (*encode_map)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
                          const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
                          CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,

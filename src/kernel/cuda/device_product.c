@@ -1,12 +1,15 @@
 /* See device.h: which kernels a card can run, and products on it. */
+#include <stdio.h>
 #include <string.h>
 
 #include "kernel/cuda/device_internal.h"
 
-/* In product.cu, quant.cu and cluster.cu: the kernel for panels of so many tokens, or NULL. */
+/* In product.cu, quant.cu, cluster.cu and tall.cu: the kernel for panels of so many tokens, or
+ * NULL. */
 const void *product_kernel(uint32_t panel_tokens);
 const void *quant_kernel(uint32_t bits, uint32_t panel_tokens);
 const void *cluster_kernel(uint32_t panel_tokens);
+const void *tall_kernel(uint32_t panel_tokens);
 
 /* --- what the card can run --- */
 
@@ -19,6 +22,10 @@ static const struct cluster_facts known_cluster_kernels[GPU_CLUSTER_KERNELS] = {
 #define CLUSTER_ROW(tokens) {tokens, 0, 0, {0}},
     CLUSTER_KERNELS(CLUSTER_ROW)};
 
+static const struct kernel_facts known_tall_kernels[GPU_TALL_KERNELS] = {
+#define TALL_ROW(tokens) {FRAGMENT_BF16, tokens, TALL_THREADS, 0, 0, 0},
+    TALL_KERNELS(TALL_ROW)};
+
 static enum status allow_shared(const void *code, uint32_t bytes, struct error *err) {
   return gpu_check(
       err, cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
@@ -30,17 +37,18 @@ static const void *kernel_code(const struct kernel_facts *kernel) {
   return quant_kernel(kernel->kind == FRAGMENT_I8 ? 8 : 4, kernel->panel_tokens);
 }
 
-static enum status read_kernel(const struct gpu_facts *facts, struct kernel_facts *kernel,
-                               struct error *err) {
-  const void *code = kernel_code(kernel);
-  kernel->stages = product_stages(kernel->kind, kernel->panel_tokens, facts->block_shared_bytes);
-  if (!code || !kernel->stages) return STATUS_OK; /* left out: blocks stays 0 */
-  kernel->shared_bytes = product_shared_bytes(kernel->kind, kernel->panel_tokens, kernel->stages);
-  enum status status = allow_shared(code, kernel->shared_bytes, err);
+/* The kernel's shared memory, and how many of its blocks a multiprocessor takes; left at 0 where
+ * not even the least number of stages fits. */
+static enum status read_kernel(struct kernel_facts *kernel, const void *code, uint32_t stages,
+                               uint32_t shared_bytes, struct error *err) {
+  if (!code || !stages) return STATUS_OK;
+  kernel->stages = stages;
+  kernel->shared_bytes = shared_bytes;
+  enum status status = allow_shared(code, shared_bytes, err);
   return status ? status
                 : gpu_check(err,
                             cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                                &kernel->blocks, code, (int)kernel->threads, kernel->shared_bytes),
+                                &kernel->blocks, code, (int)kernel->threads, shared_bytes),
                             "load the kernels of this build");
 }
 
@@ -104,10 +112,22 @@ static enum status read_cluster_kernels(struct gpu *gpu, struct error *err) { re
 enum status gpu_products_open(struct gpu *gpu, struct error *err) {
   memcpy(gpu->kernels, known_kernels, sizeof known_kernels);
   memcpy(gpu->cluster_kernels, known_cluster_kernels, sizeof known_cluster_kernels);
-  for (int k = 0; k < GPU_KERNELS; k++) {
-    enum status status = read_kernel(&gpu->facts, &gpu->kernels[k], err);
-    if (status) return status;
+  memcpy(gpu->tall_kernels, known_tall_kernels, sizeof known_tall_kernels);
+  const uint32_t most = gpu->facts.block_shared_bytes;
+  enum status status = STATUS_OK;
+  for (int k = 0; k < GPU_KERNELS && !status; k++) {
+    struct kernel_facts *kernel = &gpu->kernels[k];
+    const uint32_t stages = product_stages(kernel->kind, kernel->panel_tokens, most);
+    status = read_kernel(kernel, kernel_code(kernel), stages,
+                         product_shared_bytes(kernel->kind, kernel->panel_tokens, stages), err);
   }
+  for (int k = 0; k < GPU_TALL_KERNELS && gpu->facts.major < 9 && !status; k++) {
+    struct kernel_facts *kernel = &gpu->tall_kernels[k];
+    const uint32_t stages = tall_stages(kernel->panel_tokens, most);
+    status = read_kernel(kernel, tall_kernel(kernel->panel_tokens), stages,
+                         tall_shared_bytes(kernel->panel_tokens, stages), err);
+  }
+  if (status) return status;
   return read_cluster_kernels(gpu, err);
 }
 
@@ -123,9 +143,16 @@ static const struct kernel_facts *find_kernel(const struct gpu *gpu, enum fragme
   return NULL;
 }
 
-/* Clusters first, large ones before small ones: they ask the least of the second-level cache. Then
- * the panel that holds all tokens or, when none does, the largest, and two smaller ones, which
- * waste less of the last panel. */
+static const struct kernel_facts *find_tall_kernel(const struct gpu *gpu, uint32_t panel_tokens) {
+  for (int k = 0; k < GPU_TALL_KERNELS; k++)
+    if (gpu->tall_kernels[k].panel_tokens == panel_tokens && gpu->tall_kernels[k].blocks)
+      return &gpu->tall_kernels[k];
+  return NULL;
+}
+
+/* Clusters first, large ones before small ones: they ask the least of the second-level cache; then
+ * two strips a block. Then the panel that holds all tokens or, when none does, the largest, and two
+ * smaller ones, which waste less of the last panel. */
 int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strips, uint32_t tokens,
                  struct gpu_variant out[GPU_VARIANTS_MAX]) {
   int count = 0;
@@ -134,12 +161,15 @@ int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strip
     if (form.kind != FRAGMENT_BF16 || (kernel->panel_tokens > 128 && tokens <= 128)) continue;
     for (int size = CLUSTER_SIZES - 1; size >= 0; size--)
       if (kernel->clusters[size] && strips >= 1 << size)
-        out[count++] = (struct gpu_variant){kernel->panel_tokens, 1u << size};
+        out[count++] = (struct gpu_variant){kernel->panel_tokens, 1u << size, false};
   }
+  for (int k = 0; k < GPU_TALL_KERNELS; k++)
+    if (form.kind == FRAGMENT_BF16 && tokens > 64 && strips > 1 && gpu->tall_kernels[k].blocks)
+      out[count++] = (struct gpu_variant){gpu->tall_kernels[k].panel_tokens, 0, true};
   uint32_t panel = 8;
   while (panel < tokens && find_kernel(gpu, form.kind, 2 * panel)) panel *= 2;
   for (int i = 0; i < 3 && panel >= 8; i++, panel /= 2)
-    if (find_kernel(gpu, form.kind, panel)) out[count++] = (struct gpu_variant){panel, 0};
+    if (find_kernel(gpu, form.kind, panel)) out[count++] = (struct gpu_variant){panel, 0, false};
   return count;
 }
 
@@ -156,9 +186,18 @@ static const struct cluster_facts *find_cluster_kernel(const struct gpu *gpu,
   return NULL;
 }
 
+void gpu_variant_name(struct gpu_variant variant, char out[32]) {
+  if (variant.cluster)
+    snprintf(out, 32, "cluster_%ux%u", variant.panel_tokens, variant.cluster);
+  else
+    snprintf(out, 32, "%s_%u", variant.tall ? "tall" : "product", variant.panel_tokens);
+}
+
 bool gpu_variant_runs(const struct gpu *gpu, struct fragment_form form,
                       struct gpu_variant variant) {
   int clusters;
+  if (variant.tall)
+    return form.kind == FRAGMENT_BF16 && find_tall_kernel(gpu, variant.panel_tokens);
   if (!variant.cluster) return find_kernel(gpu, form.kind, variant.panel_tokens) != NULL;
   return form.kind == FRAGMENT_BF16 && find_cluster_kernel(gpu, variant, &clusters);
 }
@@ -177,20 +216,27 @@ static enum status plan_product(struct gpu *gpu, const struct gpu_matrix *m, uin
   const struct gpu_variant v = p->variant;
   const struct product_costs costs = costs_of(m->host.form, v.panel_tokens);
   int clusters;
-  if (v.cluster && m->host.form.kind == FRAGMENT_BF16 && !m->pair) {
-    const struct cluster_facts *kernel = find_cluster_kernel(gpu, v, &clusters);
-    if (!kernel) goto unknown;
-    p->args.product.stages = kernel->stages;
+  const bool by_columns = (v.cluster || v.tall) && m->host_order && !m->pair;
+  const struct kernel_facts *kernel = NULL;
+  if (by_columns && v.cluster) {
+    const struct cluster_facts *facts = find_cluster_kernel(gpu, v, &clusters);
+    if (!facts) goto unknown;
+    p->args.product.stages = facts->stages;
     return product_plan_make_clusters(&p->plan, &m->host, m->host_order, tokens, v.panel_tokens,
                                       (uint32_t)clusters, v.cluster, costs, err);
   }
-  const struct kernel_facts *kernel =
-      v.cluster ? NULL : find_kernel(gpu, m->host.form.kind, v.panel_tokens);
-  if (!kernel || (m->pair && v.panel_tokens > PRODUCT_PAIR_PANEL_MAX)) goto unknown;
+  if (by_columns)
+    kernel = find_tall_kernel(gpu, v.panel_tokens);
+  else if (!v.cluster && !v.tall && !(m->pair && v.panel_tokens > PRODUCT_PAIR_PANEL_MAX))
+    kernel = find_kernel(gpu, m->host.form.kind, v.panel_tokens);
+  if (!kernel) goto unknown;
   p->args.product.stages = kernel->stages;
-  return (m->pair ? product_plan_make_pair : product_plan_make)(
-      &p->plan, &m->host, tokens, v.panel_tokens,
-      (uint32_t)(gpu->facts.multiprocessors * kernel->blocks), costs, err);
+  const uint32_t blocks = (uint32_t)(gpu->facts.multiprocessors * kernel->blocks);
+  if (by_columns)
+    return product_plan_make_clusters(&p->plan, &m->host, m->host_order, tokens, v.panel_tokens,
+                                      blocks, TALL_STRIPS, costs, err);
+  return (m->pair ? product_plan_make_pair : product_plan_make)(&p->plan, &m->host, tokens,
+                                                                v.panel_tokens, blocks, costs, err);
 unknown:
   return error_set(err, STATUS_USAGE,
                    "no kernel of this build takes panels of %u tokens in clusters of %u on %s; "
@@ -331,12 +377,15 @@ enum status gpu_product_run(struct gpu *gpu, const struct gpu_product *p,
   args.product.bias = operands->bias;
   args.product.residual = operands->residual;
   if (p->variant.cluster) return run_clusters(gpu, p, &args, err);
-  const struct kernel_facts *kernel = find_kernel(gpu, p->kind, p->variant.panel_tokens);
-  void *parameters[] = {&args.product};
+  const bool tall = p->variant.tall;
+  const uint32_t panel = p->variant.panel_tokens;
+  const struct kernel_facts *kernel =
+      tall ? find_tall_kernel(gpu, panel) : find_kernel(gpu, p->kind, panel);
+  void *parameters[] = {tall ? (void *)&args : (void *)&args.product};
   INVARIANT(kernel);
   return gpu_check(err,
-                   cudaLaunchKernel(kernel_code(kernel), (dim3){p->plan.blocks, 1, 1},
-                                    (dim3){kernel->threads, 1, 1}, parameters, kernel->shared_bytes,
-                                    gpu->stream),
+                   cudaLaunchKernel(tall ? tall_kernel(panel) : kernel_code(kernel),
+                                    (dim3){p->plan.blocks, 1, 1}, (dim3){kernel->threads, 1, 1},
+                                    parameters, kernel->shared_bytes, gpu->stream),
                    "start a hybrid product");
 }

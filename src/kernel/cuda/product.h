@@ -139,6 +139,25 @@ static inline uint32_t cluster_stages(uint32_t panel_tokens, uint32_t shared_byt
   K(256)
 /* K(panel tokens) */
 
+/* --- products of two strips a block, by mma: prefill on cards without wgmma ---
+ *
+ * Arguments, plans and segments are those of clusters of two; one block does the work of both. */
+enum { TALL_STRIPS = 2, TALL_THREADS = 512, TALL_STAGES_MAX = 3 };
+static inline uint32_t tall_stage_bytes(uint32_t panel_tokens) {
+  return TALL_STRIPS * FRAGMENT_DENSE_STEP_BYTES + panel_tokens * PRODUCT_PANEL_ROW_BYTES;
+}
+static inline uint32_t tall_shared_bytes(uint32_t panel_tokens, uint32_t stages) {
+  return PRODUCT_FLAG_BYTES + stages * tall_stage_bytes(panel_tokens);
+}
+static inline uint32_t tall_stages(uint32_t panel_tokens, uint32_t shared_bytes) {
+  const uint32_t fit = shared_bytes < PRODUCT_FLAG_BYTES
+                           ? 0
+                           : (shared_bytes - PRODUCT_FLAG_BYTES) / tall_stage_bytes(panel_tokens);
+  return fit < PRODUCT_STAGES_MIN ? 0 : fit < TALL_STAGES_MAX ? fit : TALL_STAGES_MAX;
+}
+#define TALL_KERNELS(K) K(128)
+/* K(panel tokens) */
+
 /* The kernels there are, by the tokens of a panel. Decoding: each of eight warps takes 16 rows and
  * all tokens. Prefill: a warp takes 64 rows and 32 or 64 tokens. */
 #define PRODUCT_KERNELS(K) \

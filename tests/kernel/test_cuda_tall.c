@@ -1,0 +1,133 @@
+/* kernel/cuda: the product of two strips a block under the emulator: against fp64 at ragged sizes
+ * with any cut of the work, no bank conflicts, the bytes that docs/GPU.md counts, the same bits in
+ * any order, and planted mistakes. */
+#include "support/simt.h"
+/* needs the vocabulary above */
+#include "kernel/cuda/tall_kernels.h"
+#include "kernel/cuda_cluster.h"
+
+static void run_well(struct cluster_case *c, uint32_t order, struct simt_report *report) {
+  const int64_t wrong = cluster_case_run(c, tall_128, order, report);
+  if (report->failed) fail_msg("%s", report->text);
+  assert_int_equal(wrong, 0);
+  assert_int_equal(report->bank_conflicts, 0);
+}
+
+static void products_match_fp64(void **state) {
+  (void)state;
+  /* rows, cols, share of dense tiles, tokens, panel, blocks, stages, bias, residual */
+  static const struct product_shape shapes[] = {
+      {256, 128, 0, 128, 128, 1, 2, false, false}, {256, 128, 1, 70, 128, 1, 3, false, true},
+      {1, 7, 1, 3, 128, 1, 2, true, true},         {300, 390, 0.5, 140, 128, 2, 3, true, false},
+      {520, 777, 0.4, 65, 128, 7, 3, true, true},
+  };
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_tall(&c, shapes[i], 20 * i);
+    run_well(&c, (uint32_t)i, &report);
+    for (size_t o = 0; o < product_plan_counters(&c.plan); o++)
+      assert_int_equal(c.product.counters[o], 0);
+    cluster_case_free(&c);
+  }
+}
+
+/* The activations once for every two strips. */
+static void bytes_are_those_of_the_model(void **state) {
+  (void)state;
+  struct cluster_case c;
+  struct simt_report report;
+  cluster_case_make_tall(&c, (struct product_shape){512, 384, 0.5, 128, 128, 2, 3, false, false}, 1);
+  run_well(&c, 0, &report);
+  const struct fragment_matrix *f = &c.product.fragments;
+  const uint64_t tiles = (uint64_t)(f->strips * f->tiles_per_strip);
+  uint64_t sparse = 0;
+  for (int64_t s = 0; s < f->strips; s++) sparse += f->strip[s].sparse_tiles;
+  assert_int_equal(report.copied_bytes, f->tile_bytes + tiles / 2 * FRAGMENT_TILE_COLS * 128 * 2);
+  assert_int_equal(report.mma_sparse, sparse * 8 * 16 * 4);
+  assert_int_equal(report.mma_dense, (tiles - sparse) * 8 * 16 * 8);
+  cluster_case_free(&c);
+}
+
+static void any_order_gives_the_same_bits(void **state) {
+  (void)state;
+  struct cluster_case c;
+  struct simt_report report;
+  cluster_case_make_tall(&c, (struct product_shape){300, 700, 0.5, 11, 128, 5, 3, true, false}, 2);
+  assert_true(c.plan.slots > 2);
+  const size_t bytes = c.product.shape.tokens * c.product.args.y_stride * 2;
+  uint16_t *first = test_malloc(bytes);
+  for (uint32_t order = 0; order < 3; order++) {
+    run_well(&c, order, &report);
+    if (!order) memcpy(first, c.product.y, bytes);
+    assert_memory_equal(first, c.product.y, bytes);
+  }
+  test_free(first);
+  cluster_case_free(&c);
+}
+
+/* --- mistakes --- */
+
+#pragma push_macro("async_wait")
+#define async_wait(pending) async_wait((pending) + 1)
+#define PRODUCT_NAME waits_too_little
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("async_wait")
+
+#pragma push_macro("block_barrier")
+#undef block_barrier
+#define block_barrier() ((void)0)
+#define PRODUCT_NAME has_no_barrier
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("block_barrier")
+
+#pragma push_macro("panel_offset")
+#define panel_offset(row, chunk) ((row)*PRODUCT_PANEL_ROW_BYTES + 16 * (chunk))
+#define PRODUCT_NAME does_not_swizzle
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("panel_offset")
+
+#pragma push_macro("global_add")
+#define global_add(counter, value) (global_add(counter, value) + 1)
+#define PRODUCT_NAME adds_too_early
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("global_add")
+
+static void every_mutant_is_caught(void **state) {
+  (void)state;
+  static const struct {
+    const char *name;
+    void (*kernel)(const void *);
+    const char *words; /* of the report; "": bank conflicts; NULL: a wrong result */
+  } mutants[] = {
+      {"waits_too_little", waits_too_little, "before the copy"},
+      {"has_no_barrier", has_no_barrier, "shared memory at"},
+      {"does_not_swizzle", does_not_swizzle, ""},
+      {"adds_too_early", adds_too_early, NULL},
+      {"both strips have the tiles of the first", tall_128, NULL},
+  };
+  for (size_t i = 0; i < sizeof mutants / sizeof *mutants; i++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_tall(&c, (struct product_shape){300, 700, 0.5, 30, 128, 5, 3, true, true}, 5);
+    if (mutants[i].kernel == tall_128)
+      memcpy(c.order + c.args.tiles_per_strip, c.order, c.args.tiles_per_strip * sizeof *c.order);
+    const int64_t wrong = cluster_case_run(&c, mutants[i].kernel, 0, &report);
+    const char *words = mutants[i].words;
+    const bool caught = !words   ? wrong > 0
+                        : *words ? report.failed && strstr(report.text, words)
+                                 : report.bank_conflicts > 0;
+    if (!caught) fail_msg("%s: %lld wrong; %s", mutants[i].name, (long long)wrong, report.text);
+    cluster_case_free(&c);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(products_match_fp64),
+      cmocka_unit_test(bytes_are_those_of_the_model),
+      cmocka_unit_test(any_order_gives_the_same_bits),
+      cmocka_unit_test(every_mutant_is_caught),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
