@@ -15,7 +15,7 @@ struct gpu_run {
   struct gpu *gpu;
   const char *date, *commit;
   char choice_path[4096]; /* the table of kernels that was measured */
-  double deadline_s; /* of the clock of base/clock.h */
+  double deadline_s;      /* of the clock of base/clock.h */
 };
 void gpu_row_begin(FILE *ledger, const struct gpu_run *run);
 

@@ -109,7 +109,7 @@ static enum status read_table(struct choice *c, struct error *err) {
   int64_t version = 0;
   bool damaged = !root || !json_get_int(root, "version", &version, NULL) || !machine ||
                  !json_is_array(list) || json_array_size(list) > ENTRIES_MAX;
-  const bool ours = !damaged && version == VERSION && !strcmp(machine, c->machine);
+  const bool ours = !damaged && version == VERSION && machine && !strcmp(machine, c->machine);
   for (size_t i = 0; ours && !damaged && !status && i < json_array_size(list); i++) {
     struct entry e;
     damaged = !read_entry(json_array_get(list, i), &e);
@@ -168,9 +168,11 @@ enum status choice_open(struct choice **out, const char *path, const char *machi
   if (!c) return STATUS_FAILED;
   c->path = strdup(path);
   c->machine = strdup(machine);
-  enum status status =
-      c->path && c->machine ? STATUS_OK : error_set(err, STATUS_FAILED, "no memory");
-  if (!status) status = read_table(c, err);
+  if (!c->path || !c->machine) {
+    choice_close(c);
+    return error_set(err, STATUS_FAILED, "no memory for the name of %s", path);
+  }
+  enum status status = read_table(c, err);
   if (status)
     choice_close(c);
   else

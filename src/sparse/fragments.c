@@ -306,7 +306,7 @@ enum status fragment_pack_quant(struct fragment_matrix *out, const struct quant_
                      "integers with minimums under tiles of %lld x %lld have no fragment-major "
                      "form: pack the model with tiles of 128 x 128",
                      (long long)q->tile_rows, (long long)q->tile_cols);
-  struct fragment_matrix f;
+  struct fragment_matrix f = {0};
   enum status status = fragment_pack(&f, &source, form, q->rows, q->cols, err);
   if (status) return status;
   if (!q->group) {

@@ -14,7 +14,7 @@ static void append(struct fragment_matrix *to, const struct fragment_matrix *fro
   memcpy(to->columns + to->strips * to->tiles_per_strip, from->columns,
          tiles * sizeof *to->columns);
   memcpy(to->tiles + to->tile_bytes, from->tiles, from->tile_bytes);
-  if (from->row_scales)
+  if (to->row_scales && from->row_scales)
     memcpy(to->row_scales + to->strips * FRAGMENT_STRIP_ROWS, from->row_scales,
            strips * FRAGMENT_STRIP_ROWS * sizeof *to->row_scales);
   to->rows = to->strips * FRAGMENT_STRIP_ROWS + from->rows;
@@ -27,8 +27,9 @@ enum status fragment_join(struct fragment_matrix *out, const struct fragment_mat
   const size_t strips = (size_t)(first->strips + second->strips);
   struct fragment_matrix f = {
       .cols = first->cols, .tiles_per_strip = first->tiles_per_strip, .form = first->form};
-  INVARIANT(first->cols == second->cols && first->rows == second->rows &&
-            !memcmp(&first->form, &second->form, sizeof first->form));
+  INVARIANT(first->cols == second->cols && first->rows == second->rows);
+  INVARIANT(first->form.kind == second->form.kind && first->form.scales == second->form.scales &&
+            first->form.mins == second->form.mins);
   f.strip = mem_alloc(strips, sizeof *f.strip, err);
   f.columns = mem_alloc(strips * (size_t)f.tiles_per_strip, sizeof *f.columns, err);
   f.tiles = mem_alloc(first->tile_bytes + second->tile_bytes, 1, err);

@@ -1,5 +1,5 @@
-/* What the tests of the products in clusters share: a case of cuda_product.h with an order by columns
- * and a plan for clusters. */
+/* What the tests of the products in clusters share: a case of cuda_product.h with an order by
+ * columns and a plan for clusters. */
 #include "kernel/cuda_product.h"
 
 struct cluster_case {
@@ -11,8 +11,8 @@ struct cluster_case {
 };
 
 /* `shape.blocks` counts clusters; `cluster` is their blocks. */
-static inline void cluster_case_make(struct cluster_case *c, struct product_shape shape, uint32_t cluster,
-                              uint64_t seed) {
+static inline void cluster_case_make(struct cluster_case *c, struct product_shape shape,
+                                     uint32_t cluster, uint64_t seed) {
   struct error err = {0};
   const struct product_costs costs = {9, 16};
   product_case_make(&c->product, shape, seed);
@@ -84,7 +84,7 @@ static inline void cluster_case_free(struct cluster_case *c) {
 
 /* Elements that are wrong, or -1 when the launch failed. */
 static inline int64_t cluster_case_run(struct cluster_case *c, void (*kernel)(const void *),
-                                uint32_t order, struct simt_report *report) {
+                                       uint32_t order, struct simt_report *report) {
   const size_t bytes = c->product.shape.tokens * c->product.args.y_stride * 2;
   uint16_t *before = test_malloc(bytes);
   memcpy(before, c->product.y, bytes);

@@ -340,7 +340,11 @@ void simt_run(const struct simt_launch *launch, void (*kernel)(const void *), co
   simt.blocks = launch->cluster ? launch->cluster : 1;
   assert_true(launch->threads % SIMT_WARP == 0 && launch->threads <= SIMT_THREADS_MAX);
   assert_true(simt.blocks <= SIMT_CLUSTER_MAX && launch->blocks % simt.blocks == 0);
-  if (!simt.stacks) simt.stacks = malloc((size_t)SIMT_LANES_MAX * STACK_BYTES);
+  if (simt.stack_count < launch->threads * simt.blocks) {
+    free(simt.stacks);
+    simt.stack_count = launch->threads * simt.blocks;
+    simt.stacks = malloc((size_t)simt.stack_count * STACK_BYTES);
+  }
   const uint32_t count = launch->blocks / simt.blocks;
   uint32_t *clusters = malloc((count + 1) * sizeof *clusters);
   assert_true(simt.stacks && clusters);

@@ -82,7 +82,8 @@ struct lane {
  */
 struct simt_state {
   struct lane lanes[SIMT_LANES_MAX];
-  char *stacks;
+  char *stacks; /* of stack_count lanes, as many as any launch so far has had */
+  uint32_t stack_count;
   const struct simt_launch *launch;
   struct simt_report *report;
   void (*kernel)(const void *);
