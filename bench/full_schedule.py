@@ -2,7 +2,7 @@
 """The paper's schedule, 2000 steps, on a model so small that two cores can afford it: does the order
 of the paper's table hold? One command, restartable run by run.
 
-usage: full_schedule.py MODEL TEXT HELDOUT [--own-tokens 1000000] [--step-tokens 2048] [--seeds 1-3]
+usage: full_schedule.py MODEL TEXT HELDOUT [--own-tokens 1000000] [--step-tokens 1024] [--seeds 3]
 
 MODEL is a directory such as stories260K. TEXT (UTF-8) gives the beginnings of the stories that the
 model then writes itself, sampled from its own distribution: that is what masks are learned from.
@@ -21,9 +21,9 @@ import recipe
 
 STEPS, TILE, WINDOW = 2000, "16", 256
 # The paper's settings, as far as they are numbers: what our defaults become at its budget.
-PAPER = ("--lr 1e-3 --lr-24 1e-3 --adam-eps 1e-8 --kappa-first 25 --kappa-last 350 --tau-first {tau} "
+PAPER = ("--lr 1e-3 --lr-24 1e-3 --adam-eps 1e-8 --kappa-first 25 --kappa-last 350 --tau-first 4 "
          "--kappa-24-first 100 --tau-24-last 0.05 --l2 10 --prior-strength-24 3")
-FAITHFUL = " --density soft --tile-prior linear"
+FAITHFUL = "--density soft --tile-prior linear"
 
 
 def write_own_text(program, model, text, path, tokens):
@@ -46,17 +46,18 @@ def write_own_text(program, model, text, path, tokens):
 
 
 def plan(tokens, seeds):
+    """Seed after seed, so that an unfinished ledger has all rows of the first ones."""
     learn = f"--window {WINDOW} --batch {tokens // STEPS // WINDOW}"
     lines = ["magnitude | prune | 0 | 1 | --method magnitude --pattern 2:4",
              "wanda | prune | 65536 | 1 | --method wanda --pattern 2:4",
-             "sparsegpt | prune | 65536 | 1 | --method sparsegpt --pattern 2:4",
-             f"maskllm | maskllm | {tokens} | {seeds} | {learn}"]
-    for percent in (45, 35, 25):
-        lines.append(f"joint{percent} | joint | {tokens} | {seeds} | {learn} --sparsity {percent}%")
-    lines += [f"joint45-numbers | joint | {tokens} | {seeds} | {learn} --sparsity 45% "
-              + PAPER.format(tau=4),
-              f"joint45-paper | joint | {tokens} | {seeds} | {learn} --sparsity 45% "
-              + PAPER.format(tau=4) + FAITHFUL]
+             "sparsegpt | prune | 65536 | 1 | --method sparsegpt --pattern 2:4"]
+    for seed in range(1, seeds + 1):
+        lines.append(f"maskllm | maskllm | {tokens} | {seed} | {learn}")
+        lines += [f"joint{percent} | joint | {tokens} | {seed} | {learn} --sparsity {percent}%"
+                  for percent in (25, 35, 45)]
+    paper = f"{learn} --sparsity 45% {PAPER}"
+    lines += [f"joint45-numbers | joint | {tokens} | 1 | {paper}",
+              f"joint45-paper | joint | {tokens} | 1 | {paper} {FAITHFUL}"]
     return "\n".join(lines) + "\n"
 
 
@@ -84,13 +85,13 @@ def main():
     parser.add_argument("text")
     parser.add_argument("heldout")
     parser.add_argument("--own-tokens", type=int, default=1_000_000)
-    parser.add_argument("--step-tokens", type=int, default=2048)
-    parser.add_argument("--seeds", default="1-3")
+    parser.add_argument("--step-tokens", type=int, default=1024)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", default="full-schedule")
     parser.add_argument("--csv", default=os.path.join(os.path.dirname(recipe.HERE), "results",
                                                       "full_schedule.csv"))
     parser.add_argument("--tessera", default=os.path.join(os.path.dirname(recipe.HERE), "tessera"))
-    parser.add_argument("--threads", default="0")
+    parser.add_argument("--threads", default="1")
     parser.add_argument("--once", action="store_true", help="one run, then end")
     parser.add_argument("--account", action="store_true", help="only print what the ledger says")
     a = parser.parse_args()

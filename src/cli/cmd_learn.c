@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "cli/commands.h"
 #include "cli/inputs.h"
+#include "cli/numbers.h"
 #include "learn/run.h"
 
 struct learn_options {
@@ -118,21 +119,6 @@ static const struct option options[] = {
 #undef COUNT
 #undef CHOICE
 
-/* 90s, 10m, 1.5h; a number alone is seconds. */
-static enum status parse_time(const char *text, double *seconds, struct error *err) {
-  char *end;
-  double value = strtod(text, &end);
-  double unit = !*end || !strcmp(end, "s") ? 1
-                : !strcmp(end, "m")        ? 60
-                : !strcmp(end, "h")        ? 3600
-                                           : 0;
-  if (end == text || !(value > 0 && value < 1e9) || !unit)
-    return error_set(err, STATUS_USAGE,
-                     "--budget needs a time such as 90s, 10m or 1.5h, not \"%s\"", text);
-  *seconds = value * unit;
-  return STATUS_OK;
-}
-
 static enum status check_given(const struct learn_options *o, struct error *err) {
   if (o->mode < 0) return error_set(err, STATUS_USAGE, "--mode is missing: joint, tile or maskllm");
   if (!o->data) return error_set(err, STATUS_USAGE, "--data is missing: a text to learn from");
@@ -244,7 +230,7 @@ static enum status run(const struct command *command, void *settings, struct tex
   enum status status = check_given(o, err);
   if (status != STATUS_OK) return status;
   fill_request(&request, o, positionals->items[0]);
-  if (o->budget) status = parse_time(o->budget, &request.budget_seconds, err);
+  if (o->budget) status = numbers_time(o->budget, "budget", &request.budget_seconds, err);
   /* a dry run only says what a card would need */
   const struct backend *backend = NULL;
   if (status == STATUS_OK && !o->dry_run) status = backend_open(&backend, o->device, err);

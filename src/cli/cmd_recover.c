@@ -4,6 +4,7 @@
 
 #include "base/mem.h"
 #include "cli/commands.h"
+#include "cli/numbers.h"
 #include "cli/output.h"
 #include "convert/convert.h"
 #include "convert/weights.h"
@@ -12,7 +13,7 @@
 
 struct settings {
   struct common_options common;
-  const char *mask, *data, *out;
+  const char *mask, *data, *out, *budget;
   int64_t tokens, window, batch, seed;
   double rate;
   int precision;
@@ -25,10 +26,13 @@ static const struct option options[] = {
      "text to learn from: UTF-8, .jsonl, or either as .gz or .zst"},
     {"tokens", OPTION_INT, offsetof(struct settings, tokens), "0", 0, 1e15, NULL, "N",
      "token budget"},
+    {"budget", OPTION_TEXT, offsetof(struct settings, budget), NULL, 0, 0, NULL, "TIME",
+     "instead: as many tokens as this machine learns from in a time such as 90s, 10m or 1.5h; "
+     "measured at the start"},
     {"out", OPTION_TEXT, offsetof(struct settings, out), NULL, 0, 0, NULL, "DIR",
      "the Hugging Face directory to write"},
-    {"lr", OPTION_REAL, offsetof(struct settings, rate), "1e-4", 1e-9, 1, NULL, "X",
-     "highest learning rate"},
+    {"lr", OPTION_REAL, offsetof(struct settings, rate), "0", 0, 1, NULL, "X",
+     "highest learning rate; 0: by the size of the model"},
     {"window", OPTION_INT, offsetof(struct settings, window), "512", 2, 1 << 20, NULL, "N",
      "tokens of a sequence, at most the model's context"},
     {"batch", OPTION_INT, offsetof(struct settings, batch), "2", 1, 1 << 16, NULL, "N",
@@ -42,17 +46,25 @@ static const struct option options[] = {
 static enum status check(const struct settings *s, struct error *err) {
   if (!s->mask) return error_set(err, STATUS_USAGE, "--mask is missing: what is to stay zero");
   if (!s->data) return error_set(err, STATUS_USAGE, "--data is missing: a text to learn from");
-  if (s->tokens < 1) return error_set(err, STATUS_USAGE, "--tokens is missing: a token budget");
+  if ((s->tokens < 1) == !s->budget)
+    return error_set(err, STATUS_USAGE,
+                     s->budget ? "--tokens and --budget both say what to spend: give one"
+                               : "--tokens is missing (or --budget, a time): what to spend");
   if (!s->out) return error_set(err, STATUS_USAGE, "say where the model goes with --out DIR");
-  return common_check_output(&s->common, s->out, err);
+  double seconds;
+  enum status status = s->budget ? numbers_time(s->budget, "budget", &seconds, err) : STATUS_OK;
+  return status ? status : common_check_output(&s->common, s->out, err);
 }
 
 static enum status open_text(const struct settings *s, const char *path, int64_t window,
                              struct corpus *corpus, struct windows *windows, struct error *err) {
-  enum { SURPLUS_TOKENS = 1 << 19 }; /* read beyond the budget, for variety */
+  /* read beyond the budget, for variety; and for a budget of time, whose tokens are not known yet
+   */
+  enum { SURPLUS_TOKENS = 1 << 19, TIME_TOKENS = 1 << 22 };
+  const int64_t most = s->budget ? TIME_TOKENS : s->tokens + SURPLUS_TOKENS;
   struct tokenizer *tokenizer = NULL;
   enum status status = tokenizer_open(&tokenizer, path, err);
-  if (!status) status = corpus_load(corpus, s->data, tokenizer, s->tokens + SURPLUS_TOKENS, err);
+  if (!status) status = corpus_load(corpus, s->data, tokenizer, most, err);
   if (!status) status = windows_cut(windows, corpus, window, false, err);
   tokenizer_close(tokenizer);
   return status;
@@ -65,8 +77,10 @@ static enum status report(const struct settings *s, const struct recover_report 
     printf("%-28s %10.4f %12.2f\n", "dense", r->dense_loss, exp(r->dense_loss));
     printf("%-28s %10.4f %12.2f\n", "masked, frozen weights", r->masked_loss, exp(r->masked_loss));
     printf("%-28s %10.4f %12.2f\n", "masked, recovered", r->loss, exp(r->loss));
-    printf("%lld kept weights in %lld steps, %.1f s, %.0f tokens/s; the mask is as it was\n",
-           (long long)r->weights, (long long)r->steps, r->seconds, r->tokens_per_second);
+    printf(
+        "%lld kept weights in %lld steps at rate %g, %.1f s, %.0f tokens/s; the mask is as it "
+        "was\n",
+        (long long)r->weights, (long long)r->steps, r->rate, r->seconds, r->tokens_per_second);
     printf("%s\n", s->out);
   }
   if (!s->common.json) return STATUS_OK;
@@ -75,14 +89,14 @@ static enum status report(const struct settings *s, const struct recover_report 
       json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "path", s->out, "recovered",
                 1, "weights", (json_int_t)r->weights, "steps", (json_int_t)r->steps, "dense_loss",
                 r->dense_loss, "masked_loss", r->masked_loss, "loss", r->loss, "seconds",
-                r->seconds, "tokens_per_second", r->tokens_per_second, "rate", s->rate),
+                r->seconds, "tokens_per_second", r->tokens_per_second, "rate", r->rate),
       err);
 }
 
 static enum status recover(const struct settings *s, struct model *model,
                            const struct mask_set *masks, const struct windows *windows,
                            struct error *err) {
-  const struct recover_settings settings = {
+  struct recover_settings settings = {
       .tokens = s->tokens,
       .batch = s->batch,
       .seed = (uint64_t)s->seed,
@@ -90,12 +104,14 @@ static enum status recover(const struct settings *s, struct model *model,
       .precision = s->precision < 0 ? precision_fastest() : (enum precision)s->precision};
   struct recover_report result;
   char note[256];
-  enum status status = recover_run(model, masks, windows, &settings, &result, err);
+  enum status status =
+      s->budget ? numbers_time(s->budget, "budget", &settings.seconds, err) : STATUS_OK;
+  if (!status) status = recover_run(model, masks, windows, &settings, &result, err);
   if (status) return status;
   snprintf(note, sizeof note,
            "The kept weights were then fine-tuned (tessera recover, %lld tokens at rate %g): they "
            "are not those of the original model.",
-           (long long)result.steps * s->batch * windows->length, s->rate);
+           (long long)result.steps * s->batch * windows->length, result.rate);
   status = convert_to_hf_noted(model, masks, note, s->out, weights_natural_dtype(model),
                                s->common.force, err);
   return status ? status : report(s, &result, err);

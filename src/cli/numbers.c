@@ -75,3 +75,17 @@ enum status numbers_reals(const struct text_list *list, const char *usual, const
   *count = n.count;
   return status;
 }
+
+enum status numbers_time(const char *text, const char *option, double *seconds, struct error *err) {
+  char *end;
+  const double value = strtod(text, &end);
+  const double unit = !*end || !strcmp(end, "s") ? 1
+                      : !strcmp(end, "m")        ? 60
+                      : !strcmp(end, "h")        ? 3600
+                                                 : 0;
+  if (end == text || !(value > 0 && value < 1e9) || !unit)
+    return error_set(err, STATUS_USAGE, "--%s needs a time such as 90s, 10m or 1.5h, not \"%s\"",
+                     option, text);
+  *seconds = value * unit;
+  return STATUS_OK;
+}

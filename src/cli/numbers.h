@@ -14,4 +14,8 @@ enum status numbers_reals(const struct text_list *list, const char *usual, const
                           double low, double high, double *out, int most, int *count,
                           struct error *err);
 
+/* A time such as 90s, 10m or 1.5h, in seconds; a number alone is seconds. STATUS_USAGE, naming
+ * `option`, for anything else. */
+enum status numbers_time(const char *text, const char *option, double *seconds, struct error *err);
+
 #endif

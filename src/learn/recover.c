@@ -29,6 +29,7 @@ struct recovery {
   float *nll;   /* (batch * (length - 1)) */
   float *keeps; /* (threads, most columns): a row of a mask for each thread */
   int64_t most_cols, steps, step;
+  double rate;
   int64_t *train, *heldout, train_count, heldout_count;
 };
 
@@ -111,8 +112,9 @@ static enum status split_windows(struct recovery *r, struct error *err) {
 static enum status prepare(struct recovery *r, struct error *err) {
   const struct model_shape shape = {r->settings->batch, r->windows->length};
   const size_t tokens = (size_t)(shape.sequences * shape.length);
+  r->rate = r->settings->rate > 0 ? r->settings->rate : recover_default_rate(r->model);
   r->steps = r->settings->tokens / (int64_t)tokens;
-  if (r->steps < 1)
+  if (r->steps < 1 && !(r->settings->seconds > 0))
     return error_set(err, STATUS_USAGE, "--tokens %lld is less than one step of %zu tokens",
                      (long long)r->settings->tokens, tokens);
   enum status status = split_windows(r, err);
@@ -208,7 +210,7 @@ static void update(struct recovery *r, double norm) {
   const struct learn_settings shape = {.steps = r->steps, .warmup_steps = r->steps / 10};
   struct row_job job = {
       .r = r,
-      .adamw = {.rate = (float)(r->settings->rate * schedule_rate(&shape, r->step)),
+      .adamw = {.rate = (float)(r->rate * schedule_rate(&shape, r->step)),
                 .beta1 = 0.9f,
                 .beta2 = 0.95f,
                 .epsilon = 1e-8f,
@@ -220,7 +222,8 @@ static void update(struct recovery *r, double norm) {
   }
 }
 
-static enum status one_step(struct recovery *r, double *loss, struct error *err) {
+/* The gradient of a step, masked, and its norm. */
+static enum status gradient(struct recovery *r, double *loss, double *norm, struct error *err) {
   const int64_t length = r->windows->length, batch = r->settings->batch;
   const double predictions = (double)(batch * (length - 1));
   const struct tap tap = {.ctx = r, .gradient = take_gradient};
@@ -233,15 +236,43 @@ static enum status one_step(struct recovery *r, double *loss, struct error *err)
                                    1 / predictions, &tap, r->workspace, loss, err);
   if (status != STATUS_OK) return status;
   *loss /= predictions;
-  const double norm = masked_norm(r);
-  if (!isfinite(*loss + norm))
+  *norm = masked_norm(r);
+  if (!isfinite(*loss + *norm))
     return error_set(err, STATUS_FAILED,
                      "the loss became %g in step %lld: lower --lr (now %g), or look for damaged "
                      "weights in %s",
-                     *loss, (long long)r->step + 1, r->settings->rate, model_path(r->model));
+                     *loss, (long long)r->step + 1, r->rate, model_path(r->model));
+  return interrupt_check(err);
+}
+
+static enum status one_step(struct recovery *r, double *loss, struct error *err) {
+  double norm;
+  enum status status = gradient(r, loss, &norm, err);
+  if (status != STATUS_OK) return status;
   update(r, norm);
   r->step++;
-  return interrupt_check(err);
+  return STATUS_OK;
+}
+
+/* How many steps fit into what is left of the time that was asked for. Gradients are timed, without
+ * updates, which are small beside them; the first, which touches fresh memory, does not count. */
+static enum status plan_steps(struct recovery *r, double left, struct error *err) {
+  enum { TIMED = 3 };
+  double spent = 0, loss, norm;
+  for (int i = 0; i <= TIMED; i++) {
+    const double start = clock_seconds();
+    enum status status = gradient(r, &loss, &norm, err);
+    if (status != STATUS_OK) return status;
+    left -= clock_seconds() - start;
+    if (i) spent += clock_seconds() - start;
+  }
+  r->steps = (int64_t)(left * TIMED / spent);
+  if (r->steps < 1)
+    return error_set(err, STATUS_USAGE,
+                     "--budget of %g seconds is too short here: a step takes %.1f, and held-out "
+                     "losses are measured before and after",
+                     r->settings->seconds, spent / TIMED);
+  return STATUS_OK;
 }
 
 static enum status tune(struct recovery *r, struct error *err) {
@@ -277,10 +308,16 @@ static enum status check_zeros(const struct recovery *r, int64_t *kept, struct e
   return STATUS_OK;
 }
 
+double recover_default_rate(const struct model *model) {
+  const double rate = 1e-3 * pow((double)model_parameters(model) / 135e6, -0.2);
+  return rate > 3e-3 ? 3e-3 : rate;
+}
+
 enum status recover_run(struct model *model, const struct mask_set *masks,
                         const struct windows *windows, const struct recover_settings *settings,
                         struct recover_report *report, struct error *err) {
   struct recovery r = {.model = model, .settings = settings, .windows = windows};
+  const double began = clock_seconds();
   *report = (struct recover_report){0};
   enum status status = check_masks(model, masks, err);
   if (status == STATUS_OK) status = prepare(&r, err);
@@ -288,12 +325,18 @@ enum status recover_run(struct model *model, const struct mask_set *masks,
   if (status == STATUS_OK) status = heldout_loss(&r, &report->dense_loss, err);
   if (status == STATUS_OK) status = mask_linears(&r, masks, err);
   if (status == STATUS_OK) status = heldout_loss(&r, &report->masked_loss, err);
+  if (status == STATUS_OK &&
+      settings->seconds > 0) { /* the last loss takes as long as the first two */
+    const double losses = clock_seconds() - began;
+    status = plan_steps(&r, settings->seconds - 1.5 * losses, err);
+  }
   const double start = clock_seconds();
   if (status == STATUS_OK) status = tune(&r, err);
   report->seconds = clock_seconds() - start;
   if (status == STATUS_OK) status = check_zeros(&r, &report->weights, err);
   if (status == STATUS_OK) status = heldout_loss(&r, &report->loss, err);
   report->steps = r.step;
+  report->rate = r.rate;
   report->tokens_per_second =
       (double)(r.step * settings->batch * windows->length) / report->seconds;
   release(&r);

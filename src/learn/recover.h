@@ -11,14 +11,22 @@
 
 struct recover_settings {
   int64_t tokens; /* to learn from; what does not fill a step is left unused */
+  double seconds; /* in place of tokens, which become what this machine learns from in that time,
+                     held-out losses included: a few steps are timed at the start; 0 = tokens */
   int64_t batch;  /* windows of a step */
   uint64_t seed;  /* which windows are drawn */
-  double rate;    /* AdamW's, risen to over a tenth of the steps, then half a cosine down to 0 */
+  double rate; /* 0 = recover_default_rate; AdamW's, risen to over a tenth of the steps, then half a
+                  cosine down to 0 */
   enum precision precision;
 };
 
+/* The highest rate that did well on models from a quarter of a million to 135 million weights:
+ * small ones take high rates. docs/LEARNING.md has the figures. */
+double recover_default_rate(const struct model *model);
+
 struct recover_report {
   int64_t steps, weights; /* kept weights that were tuned */
+  double rate;            /* the highest */
   double dense_loss;      /* held-out, nats per token: of the model as it came */
   double masked_loss;     /* with the mask, before */
   double loss;            /* and after */

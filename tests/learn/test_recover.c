@@ -102,6 +102,27 @@ static void the_loss_falls_and_the_mask_stays(void **state) {
   model_close(dense);
 }
 
+static void a_time_becomes_steps(void **state) {
+  struct model *model = open_llama();
+  struct mask_set masks = {0};
+  struct recover_report report;
+  struct recover_settings s = gentle;
+  make_masks(model, &masks);
+  s.tokens = 0;
+  s.rate = 0;
+  s.seconds = 1e-6;
+  assert_int_equal(recover_run(model, &masks, &windows, &s, &report, &err), STATUS_USAGE);
+  assert_non_null(strstr(err.text, "too short"));
+  model_close(model);
+  model = open_llama();
+  s.seconds = 2;
+  must(recover_run(model, &masks, &windows, &s, &report, &err), err);
+  assert_true(report.steps >= 1 && report.loss < report.masked_loss);
+  assert_true(report.rate == recover_default_rate(model) && report.rate == 3e-3);
+  mask_set_free(&masks);
+  model_close(model);
+}
+
 static void threads_do_not_show(void **state) {
   struct model *model[2];
   struct recover_settings few = gentle;
@@ -174,11 +195,17 @@ static void the_command_writes_a_model(void **state) {
   assert_int_equal(run_command(output, sizeof output, "%s recover %s --mask %s --data %s --out %s",
                                program(), path, mask, text, scratch_path("none")),
                    STATUS_USAGE);
+  assert_int_equal(run_command(output, sizeof output,
+                               "%s recover %s --mask %s --data %s --budget 2parsecs --out %s",
+                               program(), path, mask, text, scratch_path("none")),
+                   STATUS_USAGE);
+  assert_non_null(strstr(output, "--budget needs a time"));
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_loss_falls_and_the_mask_stays),
+      cmocka_unit_test(a_time_becomes_steps),
       cmocka_unit_test(threads_do_not_show),
       cmocka_unit_test(what_does_not_fit_is_refused),
       cmocka_unit_test(the_command_writes_a_model),
