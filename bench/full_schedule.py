@@ -55,9 +55,11 @@ def plan(tokens, seeds):
         lines.append(f"maskllm | maskllm | {tokens} | {seed} | {learn}")
         lines += [f"joint{percent} | joint | {tokens} | {seed} | {learn} --sparsity {percent}%"
                   for percent in (25, 35, 45)]
-    paper = f"{learn} --sparsity 45% {PAPER}"
-    lines += [f"joint45-numbers | joint | {tokens} | 1 | {paper}",
-              f"joint45-paper | joint | {tokens} | 1 | {paper} {FAITHFUL}"]
+        if seed == 1:
+            at_45 = f"{learn} --sparsity 45%"
+            lines += [f"joint45-numbers | joint | {tokens} | 1 | {at_45} {PAPER}",
+                      f"joint45-weak-prior | joint | {tokens} | 1 | {at_45} --prior-strength-24 1",
+                      f"joint45-paper | joint | {tokens} | 1 | {at_45} {PAPER} {FAITHFUL}"]
     return "\n".join(lines) + "\n"
 
 
