@@ -309,7 +309,7 @@ static enum status check_zeros(const struct recovery *r, int64_t *kept, struct e
 }
 
 double recover_default_rate(const struct model *model) {
-  const double rate = 1e-3 * pow((double)model_parameters(model) / 135e6, -0.2);
+  const double rate = 4e-4 * cbrt(135e6 / (double)model_parameters(model));
   return rate > 3e-3 ? 3e-3 : rate;
 }
 

@@ -20,8 +20,8 @@ struct recover_settings {
   enum precision precision;
 };
 
-/* The highest rate that did well on models from a quarter of a million to 135 million weights:
- * small ones take high rates. docs/LEARNING.md has the figures. */
+/* Read off between a rate that did well for 135 million weights and one for a quarter of a million:
+ * small models take high rates. docs/LEARNING.md has the figures. */
 double recover_default_rate(const struct model *model);
 
 struct recover_report {
