@@ -119,7 +119,7 @@ static void add_bias(const float *bias, int64_t tokens, int64_t rows, float *y) 
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
                     int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
-  if (w->quant && tokens <= STRIP_TOKENS_MAX) {
+  if (w->quant && tokens <= quant_tokens_most(precision)) {
     if (tokens > 0) quant_product(w->quant, x, tokens, y);
   } else if (w->strips && tokens <= STRIP_TOKENS_MAX) {
     const struct strip_output out = {w->strips, y};

@@ -13,11 +13,11 @@
  *
  * Quantized weights in strips: w is scale * integer + minimum, and a forward product of up to 64
  * tokens rounds x, whatever the precision: to int8, for each token and 32 columns the nearest
- * multiple of the largest magnitude over 127, with exact sums over these 32; larger batches on
- * processors with tiles round x and the scaled weights to bf16 instead. Either way y differs from
+ * multiple of the largest magnitude over 127, with exact sums over these 32, so that y differs from
  * the product with x as it is by at most the sum over columns of |w| * largest / 254, and fp32
- * rounding. Other products expand the weights to fp32 (PRECISION_FP32: exactly) and take x as it
- * is. */
+ * rounding. From 12 tokens on processors with tiles round x and the scaled weights to bf16 instead,
+ * each product by at most 2^-7 of itself (with scales for rows 2^-8), on average by less than int8.
+ * Other products expand the weights to fp32 (PRECISION_FP32: exactly) and take x as it is. */
 #ifndef TSR_KERNEL_LINEAR_H
 #define TSR_KERNEL_LINEAR_H
 

@@ -57,7 +57,9 @@ struct strip_output {
 void strips_products(const struct strip_output *outputs, int count, const float *x, int64_t tokens,
                      enum precision precision);
 
-/* The same for quantized weights, x rounded to int8 for each token and 32 columns. */
+/* The same for quantized weights, x rounded as linear.h says; up to how many tokens it is as fast
+ * as the product that expands W first. */
 void quant_product(const struct quant_strips *w, const float *x, int64_t tokens, float *y);
+int64_t quant_tokens_most(enum precision precision);
 
 #endif

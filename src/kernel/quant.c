@@ -1,7 +1,8 @@
 /* Products with quantized strips: the activations rounded in the order of the chunks, the strips
  * dealt out to the threads. See product.h. No state but scratch.
  *
- * Tiles take batches from TILES_FROM tokens on. */
+ * Tiles take batches from TILES_FROM tokens on, and prompts that may be rounded to bf16 as long as
+ * making their B tiles costs less than packing all of W: up to some two hundred tokens. */
 #include "base/parallel.h"
 #include "kernel/product.h"
 #include "kernel/quant_x.h"
@@ -13,7 +14,9 @@ enum {
   ITEM_BYTES_LEAST = 48 << 10,
   ROUND_SERIAL = 1 << 13,
   TILES_FROM = 12,
-  TILE_ROWS = 16
+  TILE_ROWS = 16,
+  LANE_TOKENS = 64,
+  TILE_TOKENS = 192
 };
 
 struct quant_job {
@@ -87,6 +90,10 @@ static void product_by_tiles(const struct quant_strips *w, const float *x, int64
                              (size_t)(w->chunks * j.batch.padded_rows * QUANT_CHUNK_COLS / 2));
   parallel_for(w->chunks, round_tiles, &j);
   parallel_for((w->strips + j.per_item - 1) / j.per_item, run_tiles, &j);
+}
+
+int64_t quant_tokens_most(enum precision precision) {
+  return precision == PRECISION_BF16 && kernel_table()->quant.batch_dot ? TILE_TOKENS : LANE_TOKENS;
 }
 
 void quant_product(const struct quant_strips *w, const float *x, int64_t tokens, float *y) {
