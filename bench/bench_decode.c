@@ -152,12 +152,6 @@ static size_t matrix_bytes(const struct matrix *m) {
   return m->quant.data ? m->quant.stored_bytes : m->strips.stored_bytes;
 }
 
-/* Without the scales of rows, which are not read with the chunks. */
-static size_t chunk_bytes(const struct matrix *m) {
-  const size_t scales = m->quant.row_scales ? sizeof(float) : 0;
-  return matrix_bytes(m) - (size_t)(m->quant.strips * STRIP_ROWS) * scales;
-}
-
 struct form {
   struct matrix *matrices;
   size_t bytes;
@@ -174,7 +168,7 @@ static struct weight_spans spans_of(const struct form *form, int matrices) {
                            .first_piece = must_alloc((size_t)matrices + 1, sizeof *s.first_piece)};
   for (int i = 0; i < matrices; i++)
     s.items[i] =
-        (struct weight_span){matrix_data(&form->matrices[i]), chunk_bytes(&form->matrices[i])};
+        (struct weight_span){matrix_data(&form->matrices[i]), matrix_bytes(&form->matrices[i])};
   weight_spans_cut(&s);
   return s;
 }

@@ -40,7 +40,7 @@ static void run_item(void *ctx, int64_t item, int worker) {
   const struct quant_job *j = ctx;
   const int64_t first = item * j->per_item, left = j->w->strips - first;
   (void)worker;
-  float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(j->tokens * STRIP_ROWS));
+  float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(2 * j->tokens * STRIP_ROWS));
   kernel_table()->quant.dot(j->w, first, left < j->per_item ? left : j->per_item, j->x, j->tokens,
                             j->y + first * STRIP_ROWS, j->w->rows, sums);
 }

@@ -17,7 +17,7 @@ struct quant_kernels {
   /* y[t * ldy + r] = row r times token t, r counting from the first row of strip `first`, for
    * `count` strips and any number of tokens; rows past the matrix's last are left out. Sums over a
    * group are exact integers; they are scaled and added up in fp32, group after group. x (chunks,
-   * tokens). sums: scratch of tokens * STRIP_ROWS floats. x and sums 64-byte aligned. */
+   * tokens). sums: scratch of 2 * tokens * STRIP_ROWS floats. x and sums 64-byte aligned. */
   void (*dot)(const struct quant_strips *w, int64_t first, int64_t count, const struct quant_x *x,
               int64_t tokens, float *y, int64_t ldy, float *sums);
   /* The same for up to QUANT_BATCH_STRIPS strips and a batch that batch_round has made, a chunk at

@@ -320,7 +320,6 @@ static enum status pack(struct packing *p, struct error *err) {
   find_runs(p);
   for (int64_t i = 0; i < s->strips * s->chunks; i++)
     s->stored_bytes += (size_t)quant_chunk_bytes(s, p->kinds[i]);
-  if (s->row_scales) s->stored_bytes += (size_t)(s->strips * STRIP_ROWS) * sizeof *s->row_scales;
   return STATUS_OK;
 }
 

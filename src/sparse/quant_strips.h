@@ -51,7 +51,7 @@ struct quant_strips {
   int64_t *offset;         /* (strips): where each strip begins in data */
   int64_t *first_run;      /* (strips + 1) into runs */
   struct strip_run *runs;  /* kinds: enum strip_kind or QUANT_TWICE */
-  size_t stored_bytes;     /* of all chunks and row_scales */
+  size_t stored_bytes;     /* of all chunks */
 };
 
 /* Bytes of scales and minimums before a chunk's integers. */

@@ -10,8 +10,9 @@
 enum {
   HALVES = STRIP_ROWS / VL,
   TOKENS_MOST = VL == 16 ? 8 : 4, /* whose sums stay in registers */
-  PIECE = 4, /* chunks that stay in the first-level cache for the next tokens */
-  AHEAD_BYTES = VL == 16 ? 4096 : 8192,
+  PIECE = 4,   /* chunks that stay in the first-level cache for the next tokens */
+  IN_TURN = 2, /* chunks */
+  AHEAD_BYTES = 2048,
   FORMS = 3
 };
 /* What decides how a chunk is computed. */
@@ -248,19 +249,47 @@ static void finish(const struct quant_strips *w, int64_t strip, const float *sum
     }
 }
 
+/* A strip, and how far it has been read. */
+struct cursor {
+  const uint8_t *at;
+  const struct strip_run *run;
+  int64_t left; /* chunks of this run */
+};
+
+static struct cursor cursor_of(const struct quant_strips *w, int64_t strip) {
+  const struct strip_run *run = w->runs + w->first_run[strip];
+  return (struct cursor){w->data + w->offset[strip], run, run->chunks};
+}
+
+/* Up to `most` chunks of one kind; returns how many. */
+static int64_t run_some(const struct quant_strips *w, struct cursor *c, int64_t most,
+                        const struct quant_x *x, int64_t tokens, float *sums) {
+  while (!c->left) c->left = (++c->run)->chunks;
+  const int64_t chunks = c->left < most ? c->left : most;
+  run_kind(w, c->run->kind, c->at, chunks, x, tokens, sums);
+  c->at += chunks * quant_chunk_bytes(w, c->run->kind);
+  c->left -= chunks;
+  return chunks;
+}
+
+/* Two strips, or one, are read abreast, some chunks of each in turn: two streams keep more of
+ * memory's answers under way than one. */
 static void quant_dot(const struct quant_strips *w, int64_t first, int64_t count,
                       const struct quant_x *x, int64_t tokens, float *y, int64_t ldy, float *sums) {
-  for (int64_t strip = first; strip < first + count; strip++, y += STRIP_ROWS) {
-    const uint8_t *at = w->data + w->offset[strip];
-    const struct quant_x *from = x;
-    memset(sums, 0, (size_t)(tokens * STRIP_ROWS) * sizeof(float));
-    for (int64_t r = w->first_run[strip]; r < w->first_run[strip + 1]; r++) {
-      const int64_t chunks = w->runs[r].chunks;
-      run_kind(w, w->runs[r].kind, at, chunks, from, tokens, sums);
-      at += chunks * quant_chunk_bytes(w, w->runs[r].kind);
-      from += chunks * tokens;
-    }
-    finish(w, strip, sums, tokens, y, ldy);
+  for (int64_t strip = first; strip < first + count; strip += 2, y += 2 * STRIP_ROWS) {
+    const int abreast = strip + 1 < first + count ? 2 : 1;
+    struct cursor cursors[2];
+    memset(sums, 0, (size_t)(abreast * tokens * STRIP_ROWS) * sizeof(float));
+    for (int s = 0; s < abreast; s++) cursors[s] = cursor_of(w, strip + s);
+    for (int64_t chunk = 0; chunk < w->chunks; chunk += IN_TURN)
+      for (int s = 0; s < abreast; s++) {
+        const int64_t end = chunk + IN_TURN < w->chunks ? chunk + IN_TURN : w->chunks;
+        for (int64_t c = chunk; c < end;)
+          c += run_some(w, &cursors[s], end - c, x + c * tokens, tokens,
+                        sums + s * tokens * STRIP_ROWS);
+      }
+    for (int s = 0; s < abreast; s++)
+      finish(w, strip + s, sums + s * tokens * STRIP_ROWS, tokens, y + s * STRIP_ROWS, ldy);
   }
 }
 
