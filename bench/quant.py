@@ -128,8 +128,8 @@ def measure(path, source, text, mask, form, name, arguments):
 
 
 def add_speed(rows, paths):
-    speed = tessera("bench", *paths, "--decode", "1,8", "--prefill", "512", "--rounds", "5",
-                    "--seconds", "0.2")
+    speed = tessera("bench", *paths, "--decode", "1,8", "--prefill", "512", "--rounds", "3",
+                    "--seconds", "0.15")
     for row, path in zip(rows, paths):
         for measured in speed["rows"]:
             if measured["model"] == path:
