@@ -26,8 +26,8 @@ DEVICE uint32_t cluster_index(void) {
 /* All threads of all blocks of the cluster. Orders what they did to shared memory. */
 DEVICE void cluster_barrier(void) {
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
           : "memory");
 }
 
@@ -59,7 +59,7 @@ DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
                  : "memory");
 }
 /* Waits until the phase of this parity has ended: the first has parity 0, and before it lies an
- * ended one of parity 1. */
+ * ended one of parity 1. The lanes leave together, as wgmma wants them. */
 DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   uint32_t ended;
   do
@@ -73,6 +73,7 @@ DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
         : "r"(barrier), "r"(parity)
         : "memory");
   while (!ended);
+  __syncwarp();
 }
 /* One arrival of the warp, after everything that its lanes did, at the mbarrier at this address in
  * each of the first `blocks` blocks of the cluster. */
