@@ -64,11 +64,27 @@ static double head_bytes(const struct model *model, const struct learn_settings 
   return 4 * least(rows, tokens) * vocab * (1 + (c->final_softcap > 0) + (s->distill > 0));
 }
 
+static double most(double a, double b) { return a > b ? a : b; }
+
+/* What the CUDA column keeps beside what it is given: both operands of a product in their element
+ * type where they have another, a sum for each row of attention, cuBLASLt's workspace. */
+static double operand_bytes(const struct model *model, const struct learn_settings *s,
+                            double head) {
+  const struct model_config *c = model_config(model);
+  const bool bf16 = s->precision == PRECISION_BF16;
+  const double tokens = (double)(s->micro * s->window),
+               wide = tokens * (double)c->intermediate_size;
+  const double logits = head / 4 / (1 + (c->final_softcap > 0) + (s->distill > 0));
+  double first = 0, second = 0;
+  if (bf16) first = 2 * most(wide, logits), second = 2 * wide;
+  if (linear_dtype(model_head(model)) != (bf16 ? DTYPE_BF16 : DTYPE_F32))
+    second = most(second, (bf16 ? 2 : 4) * (double)c->vocab_size * (double)c->hidden_size);
+  return first + second + 4 * tokens * (double)c->heads + CUDA_WORKSPACE_BYTES;
+}
+
 struct learn_memory learn_memory_plan(const struct model *model, const struct learn_settings *s,
                                       const bool *skip) {
   const struct model_shape shape = {s->micro, s->window};
-  const struct model_config *c = model_config(model);
-  const double tokens = (double)(s->micro * s->window);
   struct learn_memory m = {0};
   const double largest = add_sites(&m, model, s, skip);
   for (int p = 0; p < MEMORY_PLACES; p++) {
@@ -81,15 +97,7 @@ struct learn_memory learn_memory_plan(const struct model *model, const struct le
         head_bytes(model, s, backend_cpu()->logit_elements) +
         (s->distill > 0 ? (double)model_workspace_distill_bytes(model, shape) : 0);
   }
-  /* on the card, products take copies of activations (and of weights that are of another type) */
-  const bool bf16 = s->precision == PRECISION_BF16;
-  const enum dtype head = linear_dtype(model_head(model));
-  const double wide = tokens * (double)c->intermediate_size;
-  const double chunk = m.bytes[MEMORY_CUDA][MEMORY_HEAD] / 2;
-  double operands = CUDA_WORKSPACE_BYTES;
-  if (bf16) operands += 2 * wide > chunk ? 2 * wide : chunk;
-  if (head != (bf16 ? DTYPE_BF16 : DTYPE_F32))
-    operands += (double)c->vocab_size * (double)c->hidden_size * (bf16 ? 2 : 4);
-  m.bytes[MEMORY_CUDA][MEMORY_OPERANDS] = operands;
+  m.bytes[MEMORY_CUDA][MEMORY_OPERANDS] =
+      operand_bytes(model, s, m.bytes[MEMORY_CUDA][MEMORY_HEAD]);
   return m;
 }

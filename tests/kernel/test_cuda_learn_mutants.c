@@ -3,7 +3,6 @@
  * or show in the result. */
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "support/simt.h"
@@ -85,11 +84,15 @@ static enum fault run_job(struct job *job, enum mutation which, const float *exp
   return report.bank_conflicts ? FAULT_CONFLICTS : FAULT_NONE;
 }
 
-/* --- jobs; buffers live as long as the program --- */
+/* --- jobs: one at a time has the pool --- */
+
+static _Alignas(64) float pool[1 << 15];
+static size_t pool_used;
 
 static float *normals(size_t count, uint64_t seed) {
-  float *out = malloc(count * sizeof *out);
-  assert_non_null(out);
+  float *out = pool + pool_used;
+  pool_used += (count + 15) / 16 * 16;
+  assert_true(pool_used <= sizeof pool / sizeof *pool);
   fill_normal(out, count, seed, 1);
   return out;
 }
@@ -98,6 +101,7 @@ enum { LOSS_ROWS = 2, VOCAB = 300 };
 static struct job loss_job(void) {
   static struct loss_args args;
   static int32_t targets[LOSS_ROWS] = {3, 299};
+  pool_used = 0;
   float *logits = normals(LOSS_ROWS * VOCAB, 1), *nll = normals(LOSS_ROWS, 2);
   float *dlogits = normals(LOSS_ROWS * VOCAB, 3);
   args = (struct loss_args){.logits = logits,
@@ -122,6 +126,7 @@ static struct job loss_job(void) {
 enum { LENGTH = 70, HEAD = 32 };
 static struct job attention_job(uint32_t stride) {
   static struct attention_args args;
+  pool_used = 0;
   float *q = normals(LENGTH * HEAD, 1), *k = normals(LENGTH * HEAD, 2);
   float *v = normals(LENGTH * HEAD, 3), *out = normals(LENGTH * HEAD, 4);
   args = (struct attention_args){.q = q,
@@ -157,6 +162,7 @@ static struct job mask_job(double **dtile) {
   static float soft[1] = {0.25f};
   static double sum[1], parts[2];
   static uint32_t counters[2];
+  pool_used = 0;
   float *w = normals(MASK_ROWS * MASK_COLS, 1), *dw = normals(MASK_ROWS * MASK_COLS, 2);
   float *out = normals(MASK_ROWS * MASK_COLS, 3);
   memset(codes, 0x84, sizeof codes);

@@ -4,7 +4,9 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "kernel/cuda/column.h"
 #include "learn/checkpoint.h"
+#include "learn/memory.h"
 #include "support/cuda_emulated.h"
 #include "support/support.h"
 
@@ -242,6 +244,30 @@ static void checkpoints_go_either_way(void **state) {
   pair_close(&p);
 }
 
+/* The plan of a dry run is what a step takes. */
+static void the_plan_is_what_is_taken(void **state) {
+  (void)state;
+  for (int i = 0; i < 3; i++) {
+    struct pair p;
+    struct step_result r;
+    struct learn_settings s =
+        tiny_settings(i == 2 ? LEARN_TILE : LEARN_JOINT, i ? PRECISION_BF16 : PRECISION_FP32);
+    s.recompute = i == 1;
+    s.distill = i == 2 ? 0.5 : 0;
+    pair_open(&p, i == 1 ? "gemma3" : "llama", s);
+    must(learner_step(&p.side[CARD], &windows, train, TOKENS / WINDOW, &r, &err), err);
+    bool *skip = mem_alloc((size_t)model_site_count(p.model), sizeof *skip, &err);
+    skip[2] = true;
+    const struct learn_memory plan = learn_memory_plan(p.model, &p.side[CARD].settings, skip);
+    const double planned = learn_memory_total(&plan, MEMORY_CUDA) - CUDA_WORKSPACE_BYTES;
+    const double taken = (double)emulated_card.live_bytes;
+    if (!(fabs(planned - taken) < 0.05 * taken))
+      fail_msg("%g bytes are planned, %g are taken", planned, taken);
+    mem_free(skip);
+    pair_close(&p);
+  }
+}
+
 static void too_little_memory_is_said(void **state) {
   (void)state;
   struct model *model;
@@ -263,7 +289,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(steps_match_the_cpu),       cmocka_unit_test(bf16_steps_stay_near),
       cmocka_unit_test(the_same_bits_again),       cmocka_unit_test(checkpoints_go_either_way),
-      cmocka_unit_test(too_little_memory_is_said),
+      cmocka_unit_test(too_little_memory_is_said), cmocka_unit_test(the_plan_is_what_is_taken),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -38,7 +38,8 @@ static enum status card_alloc(void *ctx, size_t bytes, void **out, struct error 
   *out = card.memory + card.used;
   card.used += whole;
   card.live++;
-  simt_buffer(&card.launch, *out, bytes ? bytes : 1, true);
+  emulated_card.live_bytes += bytes;
+  simt_buffer(&card.launch, *out, bytes, true);
   return STATUS_OK;
 }
 
@@ -48,6 +49,7 @@ static void card_free(void *ctx, void *memory) {
   if (!memory) return;
   for (size_t i = 0; i < l->buffer_count; i++) {
     if (l->buffers[i].data != memory) continue;
+    emulated_card.live_bytes -= l->buffers[i].bytes;
     l->buffers[i] = l->buffers[--l->buffer_count];
     card.live--;
     return;

@@ -16,6 +16,7 @@ void emulated_close(void);
 struct emulated_card {
   uint32_t order;              /* of blocks, as in simt.h */
   uint32_t block_shared_bytes; /* change it before the first launch */
+  size_t live_bytes;           /* taken and not given back */
   uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, bank_conflicts;
 };
 extern struct emulated_card emulated_card;
