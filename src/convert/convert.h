@@ -39,8 +39,8 @@ enum status convert_to_hf_noted(const struct model *model, const struct mask_set
                                 struct error *err);
 
 /* A GGUF file for llama.cpp, matrices as f32, f16, bf16, q8_0 or q4_0 (f16 where rows are no
- * multiple of 32, embeddings and head then q8_0), vectors as f32. Keys about the tokenizer are copied from a GGUF source, else made from the
- * tokenizer's files. */
+ * multiple of 32, embeddings and head then q8_0), vectors as f32. Keys about the tokenizer are
+ * copied from a GGUF source, else made from the tokenizer's files. */
 enum status convert_to_gguf(const struct model *model, const struct mask_set *masks,
                             const char *out, enum dtype dtype, bool replace, struct error *err);
 

@@ -65,8 +65,8 @@ void model_close(struct model *model);
 /* A copy of the model in the memory of `backend`, which then runs there: passes over it, and the
  * workspaces made for it, are that backend's; activations, and what a tap is shown and answers, lie
  * in its memory. Packed linears are dense in it. `host` must outlive it; what is masked or
- * replaced there later does not follow. model_close gives the copy back. What reads weights on the host
- * (model_tensor_expand and its like) reads those of `host`. No sessions, no branches. */
+ * replaced there later does not follow. model_close gives the copy back. What reads weights on the
+ * host (model_tensor_expand and its like) reads those of `host`. No sessions, no branches. */
 enum status model_place(struct model **out, const struct model *host, const struct backend *backend,
                         struct error *err);
 const struct backend *model_backend(const struct model *model);

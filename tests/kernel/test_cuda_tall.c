@@ -37,7 +37,8 @@ static void bytes_are_those_of_the_model(void **state) {
   (void)state;
   struct cluster_case c;
   struct simt_report report;
-  cluster_case_make_tall(&c, (struct product_shape){512, 384, 0.5, 128, 128, 2, 3, false, false}, 1);
+  cluster_case_make_tall(&c, (struct product_shape){512, 384, 0.5, 128, 128, 2, 3, false, false},
+                         1);
   run_well(&c, 0, &report);
   const struct fragment_matrix *f = &c.product.fragments;
   const uint64_t tiles = (uint64_t)(f->strips * f->tiles_per_strip);
