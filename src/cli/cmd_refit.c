@@ -93,7 +93,7 @@ static enum status refit(const struct settings *s, struct model *model,
   snprintf(note, sizeof note,
            "The kept weights were then refit (tessera refit, %lld tokens): they are not those of "
            "the original model.",
-           (long long)(text->windows * text->length));
+           (long long)text->windows * text->length);
   status = convert_to_hf_noted(model, masks, note, s->out, weights_natural_dtype(model),
                                s->common.force, err);
   return status ? status : report(s, &result, err);

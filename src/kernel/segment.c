@@ -60,9 +60,13 @@ static void block_segment(const struct gemm_operand *plain, int64_t row, int64_t
   INVARIANT(length <= BLOCK_MOST);
   for (int64_t at = col; at < end;) {
     const int64_t inner = at % length, left = length - inner < end - at ? length - inner : end - at;
-    const bool whole = left == length;
-    dtype_to_f32(plain->dtype, blocks + at / length * t->block_bytes, length, whole ? out : block);
-    if (!whole) memcpy(out, block + inner, (size_t)left * sizeof *out);
+    const uint8_t *from = blocks + at / length * t->block_bytes;
+    if (left == length) {
+      dtype_to_f32(plain->dtype, from, length, out);
+    } else {
+      dtype_to_f32(plain->dtype, from, length, block);
+      memcpy(out, block + inner, (size_t)left * sizeof *out);
+    }
     at += left;
     out += left;
   }

@@ -35,13 +35,15 @@ static double add_sites(struct learn_memory *m, const struct model *model,
     const struct linear_weight *w = &model_site(model, i)->weight;
     const int64_t rows = linear_rows(w), cols = linear_cols(w);
     const double five = 4 * (double)mask_logit_count(rows, cols);
-    const double tiles = (double)((rows + s->tile_rows - 1) / s->tile_rows *
-                                  ((cols + s->tile_cols - 1) / s->tile_cols));
+    const int64_t tiles_down = (rows + s->tile_rows - 1) / s->tile_rows;
+    const int64_t tiles_across = (cols + s->tile_cols - 1) / s->tile_cols;
+    const int64_t code_stride = (cols + 7) / 8;
+    const double tiles = (double)tiles_down * (double)tiles_across;
     if (skip[i]) continue;
     if ((double)rows * (double)cols > largest) largest = (double)rows * (double)cols;
     for (int p = 0; p < MEMORY_PLACES; p++) {
       double *bytes = m->bytes[p];
-      bytes[MEMORY_CODES] += (double)rows * (double)((cols + 7) / 8) + tiles;
+      bytes[MEMORY_CODES] += (double)rows * (double)code_stride + tiles;
       if (learn_uses_tiles(s)) bytes[MEMORY_CODES] += tiles * (p == MEMORY_CPU ? 44 : 12);
       if (!learn_uses_groups(s)) continue;
       bytes[MEMORY_LOGITS] += five;
@@ -59,9 +61,9 @@ static double head_bytes(const struct model *model, const struct learn_settings 
                          int64_t logit_elements) {
   const struct model_config *c = model_config(model);
   const double tokens = (double)(s->micro * s->window), vocab = (double)c->vocab_size;
-  double rows = (double)(logit_elements / c->vocab_size);
+  int64_t rows = logit_elements / c->vocab_size;
   if (rows < 16) rows = 16;
-  return 4 * least(rows, tokens) * vocab * (1 + (c->final_softcap > 0) + (s->distill > 0));
+  return 4 * least((double)rows, tokens) * vocab * (1 + (c->final_softcap > 0) + (s->distill > 0));
 }
 
 static double most(double a, double b) { return a > b ? a : b; }

@@ -12,13 +12,13 @@ static size_t code_bytes(const struct mask_matrix *m) {
 /* Room for W * M and its gradient, and the sums of a step. */
 static enum status alloc_shared(struct learner *l, int64_t largest, struct error *err) {
   const size_t bytes = (size_t)largest * sizeof(float);
-  const size_t sums = (2 * (size_t)l->site_count + 1) * sizeof(double);
+  const size_t sums = 2 * (size_t)l->site_count * sizeof(double);
   enum status status = l->ops->alloc(bytes, &l->masked, err);
   if (status == STATUS_OK) status = l->ops->alloc(bytes, (void **)&l->gradient, err);
   if (status == STATUS_OK) status = l->ops->alloc(sums, (void **)&l->sums, err);
+  if (status == STATUS_OK) status = l->ops->alloc(sizeof *l->flips, (void **)&l->flips, err);
   if (status != STATUS_OK) return status;
   l->gradient_squares = l->sums + l->site_count;
-  l->flips = (uint64_t *)(l->gradient_squares + l->site_count);
   l->host_sums = mem_alloc((size_t)l->site_count + 1, sizeof *l->host_sums, err);
   return l->host_sums ? STATUS_OK : STATUS_FAILED;
 }
@@ -66,6 +66,7 @@ void learner_unplace(struct learner *l) {
   l->ops->free(l->masked);
   l->ops->free(l->gradient);
   l->ops->free(l->sums);
+  l->ops->free(l->flips);
   mem_free(l->host_sums);
   if (l->ops->is_host) return;
   l->ops->free(l->tile_soft);

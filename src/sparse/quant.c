@@ -154,7 +154,7 @@ void quant_integers(const struct quant_matrix *q, int64_t row, int64_t col, int6
 
 void quant_columns(const struct quant_matrix *q, int64_t row, int64_t col, int64_t count,
                    float *out) {
-  int16_t integers[PIECE];
+  int16_t integers[PIECE] = {0};
   for (int64_t at = col, end = col + count, width; at < end; at += width, out += width) {
     const struct scaling s = scaling_of(q, row, at);
     width = smaller(smaller(PIECE, end - at), s.end - at);
@@ -174,7 +174,7 @@ static enum status check_scales(const struct quant_matrix *q, const char *name, 
       return error_set(err, STATUS_REFUSED,
                        "%s: row %lld, columns from %lld have a scale that is not finite; the file "
                        "is damaged",
-                       name, (long long)(i / groups), (long long)(i % groups * q->group));
+                       name, (long long)(i / groups), (long long)(i % groups) * q->group);
   }
   return STATUS_OK;
 }
