@@ -116,8 +116,8 @@ const struct command command_pack = {
     .description =
         "The result is a Hugging Face directory whose pruned linears are stored as "
         "docs/FORMAT.md says;\ntessera runs it as it is, and `tessera export` makes an "
-        "ordinary checkpoint of it. With --dtype int8 or\nint4 all matrices are quantized, "
-        "embeddings to int8, and scales are chosen for the weights that the mask\nkeeps.",
+        "ordinary checkpoint of it. With\n--dtype int8 or int4 all matrices are quantized, "
+        "embeddings to int8, and scales are chosen\nfor the weights that the mask keeps.",
     .example =
         "tessera pack model.gguf --mask run/mask.safetensors --out packed\n"
         "  tessera pack model.gguf --mask run/mask.safetensors --dtype int4 --out packed-int4",

@@ -293,14 +293,13 @@ enum { HELP_COLUMN = 30, HELP_WIDTH = 92 };
 
 /* Prints `text` from HELP_COLUMN on, wrapped at HELP_WIDTH. */
 static void print_wrapped(const char *text, int column) {
-  while (*text) {
-    size_t word = strcspn(text, " ");
-    if (column > HELP_COLUMN && column + (int)word > HELP_WIDTH) {
-      printf("\n%*s", HELP_COLUMN, "");
-      column = HELP_COLUMN;
-    }
-    printf("%.*s ", (int)word, text);
-    column += (int)word + 1;
+  for (bool first = true; *text; first = false) {
+    int word = (int)strcspn(text, " ");
+    if (!first && column + 1 + word > HELP_WIDTH)
+      column = (printf("\n%*s", HELP_COLUMN, ""), HELP_COLUMN);
+    else if (!first)
+      column += printf(" ");
+    column += printf("%.*s", word, text);
     text += word + (text[word] == ' ');
   }
   putchar('\n');

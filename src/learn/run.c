@@ -426,16 +426,13 @@ static void say_budget(const struct learn_request *q, const struct learn_report 
 /* The memory of a dry run, part by part, here and on a card. */
 static void say_memory(const struct learn_memory *m) {
   const double GIB = 1 << 30;
-  for (int p = 0; p < MEMORY_PLACES; p++) {
-    char text[512];
-    size_t used = 0;
-    for (int i = 0; i < MEMORY_PARTS; i++)
-      if (m->bytes[p][i] > 0 && used < sizeof text)
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s%s %.2f", used ? ", " : "",
-                                 memory_part_name[i], m->bytes[p][i] / GIB);
-    log_info("memory on %s, GiB: %s; %.2f in all", memory_place_name[p], text,
-             learn_memory_total(m, (enum memory_place)p) / GIB);
-  }
+  log_info("%-16s %9s %9s", "memory, GiB", memory_place_name[MEMORY_CPU],
+           memory_place_name[MEMORY_CUDA]);
+  for (int i = 0; i < MEMORY_PARTS; i++)
+    log_info("  %-14s %9.2f %9.2f", memory_part_name[i], m->bytes[MEMORY_CPU][i] / GIB,
+             m->bytes[MEMORY_CUDA][i] / GIB);
+  log_info("  %-14s %9.2f %9.2f", "in all", learn_memory_total(m, MEMORY_CPU) / GIB,
+           learn_memory_total(m, MEMORY_CUDA) / GIB);
 }
 
 static void say_plan(const struct learn_report *r) {

@@ -118,7 +118,7 @@ static void forward(const struct linear_weight *w, const float *bias, const floa
                     int64_t tokens, enum precision precision, float *y) {
   const int64_t rows = w->dense.rows, cols = w->dense.cols;
   const bool bf16 = precision == PRECISION_BF16;
-  INVARIANT(!w->hybrid && !w->strips);
+  INVARIANT(!w->hybrid && !w->strips && !w->quant && !w->integers);
   multiply((struct dense_product){
       .m = tokens,
       .n = rows,
@@ -141,7 +141,7 @@ static void backward_input(const struct linear_weight *w, const float *dy, int64
                            enum precision precision, float *dx, bool accumulate) {
   const int64_t rows = w->dense.rows, cols = w->dense.cols;
   const bool bf16 = precision == PRECISION_BF16;
-  INVARIANT(!w->hybrid && !w->strips);
+  INVARIANT(!w->hybrid && !w->strips && !w->quant && !w->integers);
   multiply((struct dense_product){
       .m = tokens,
       .n = cols,
