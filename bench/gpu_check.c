@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "gpu.h"
+#include "gpu_ledger.h"
 #include "kernel/linear.h"
 
 enum { EXIT_NO_CARD = 77 };
@@ -260,15 +261,6 @@ int gpu_check_products(const struct gpu_run *run, FILE *ledger) {
 
 /* --- the command --- */
 
-static FILE *open_ledger(const char *folder, const char *name) {
-  char path[4096];
-  snprintf(path, sizeof path, "%s/%s", folder, name);
-  FILE *file = fopen(path, "w");
-  if (file) return file;
-  fprintf(stderr, "gpu_check: cannot write %s; is the folder there?\n", path);
-  exit(EXIT_FAILURE);
-}
-
 int main(int argc, char **argv) {
   struct error err = {0};
   struct gpu_run run = {.commit = argc > 2 ? argv[2] : "unknown"};
@@ -286,12 +278,12 @@ int main(int argc, char **argv) {
   run.date = date;
   snprintf(run.choice_path, sizeof run.choice_path, "%s/gpu_choice.json", argv[1]);
   run.deadline_s = clock_seconds() + atof(argv[3]);
-  FILE *checks = open_ledger(argv[1], "gpu_checks.csv");
+  FILE *checks = gpu_open_ledger("gpu_check", argv[1], "gpu_checks.csv");
   const int failures = gpu_check_products(&run, checks) + gpu_check_forms(&run, checks);
   fclose(checks);
   printf("correctness: %s\n", failures ? "WRONG, see gpu_checks.csv" : "every kernel is right");
   if (!failures) {
-    FILE *times = open_ledger(argv[1], "gpu_products.csv");
+    FILE *times = gpu_open_ledger("gpu_check", argv[1], "gpu_products.csv");
     gpu_time_products(&run, times);
     fclose(times);
   }

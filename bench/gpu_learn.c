@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "gpu_ledger.h"
 #include "learn/learner.h"
 
 enum { EXIT_NO_CARD = 77, WINDOW = 16, TEXT_TOKENS = 512 };
@@ -312,15 +313,6 @@ static int check_steps(const struct gpu_learn *run, FILE *ledger) {
 
 /* --- the command --- */
 
-static FILE *open_ledger(const char *folder, const char *name) {
-  char path[4096];
-  snprintf(path, sizeof path, "%s/%s", folder, name);
-  FILE *file = fopen(path, "w");
-  if (file) return file;
-  fprintf(stderr, "gpu_learn: cannot write %s; is the folder there?\n", path);
-  exit(EXIT_FAILURE);
-}
-
 int main(int argc, char **argv) {
   struct gpu_learn run = {.commit = argc > 2 ? argv[2] : "unknown"};
   char date[16];
@@ -336,14 +328,14 @@ int main(int argc, char **argv) {
   strftime(date, sizeof date, "%Y-%m-%d", gmtime(&now));
   run.date = date;
   run.deadline_s = clock_seconds() + atof(argv[3]);
-  FILE *checks = open_ledger(argv[1], "gpu_learn_checks.csv");
+  FILE *checks = gpu_open_ledger("gpu_learn", argv[1], "gpu_learn_checks.csv");
   fprintf(checks, "date,commit,what,where,error,most,right\n");
   const int failures = check_operations(&run, checks) + check_steps(&run, checks);
   fclose(checks);
   printf("learning: %s\n",
          failures ? "WRONG, see gpu_learn_checks.csv" : "every operation and step is right");
   if (!failures) {
-    FILE *times = open_ledger(argv[1], "gpu_learn_times.csv");
+    FILE *times = gpu_open_ledger("gpu_learn", argv[1], "gpu_learn_times.csv");
     gpu_learn_time(&run, times);
     fclose(times);
   }

@@ -4,17 +4,7 @@
 # Fails on spilled registers, stack frames and warnings. Needs nvcc, no card. Usage: cuda_check.sh
 set -eu
 cd "$(dirname "$0")/.."
-nvcc=${NVCC:-}
-for candidate in nvcc /usr/local/cuda/bin/nvcc; do
-  [ -n "$nvcc" ] || nvcc=$(command -v "$candidate" || true)
-done
-[ -n "$nvcc" ] || {
-  echo "cuda-check needs CUDA's compiler: put nvcc on the PATH or name it with NVCC=" >&2
-  exit 1
-}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+. tools/nvcc.sh
 
 # The host's side needs CUDA's headers, so that a build without CUDA never sees it.
 headers=$(dirname "$(dirname "$(readlink -f "$nvcc")")")/include

@@ -5,17 +5,7 @@
 # warnings. Needs nvcc, no card. Usage: cuda_check_learn.sh
 set -eu
 cd "$(dirname "$0")/.."
-nvcc=${NVCC:-}
-for candidate in nvcc /usr/local/cuda/bin/nvcc; do
-  [ -n "$nvcc" ] || nvcc=$(command -v "$candidate" || true)
-done
-[ -n "$nvcc" ] || {
-  echo "cuda-check needs CUDA's compiler: put nvcc on the PATH or name it with NVCC=" >&2
-  exit 1
-}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+. tools/nvcc.sh
 expected=$(grep -c '^  K(' src/kernel/cuda/learn.h)
 out="$work/kernels.csv"
 echo "card,kernel,threads,registers,spill_bytes,blocks_per_sm_by_registers,nvcc" >"$out"

@@ -289,23 +289,6 @@ static size_t place_strips(struct packing *p) {
   return (size_t)bytes;
 }
 
-/* Runs of equal kinds, counted when s->runs is NULL, else stored. */
-static int64_t find_runs(const struct packing *p) {
-  struct quant_strips *s = p->s;
-  int64_t count = 0;
-  for (int64_t strip = 0; strip < s->strips; strip++) {
-    const uint8_t *kinds = p->kinds + strip * s->chunks;
-    s->first_run[strip] = count;
-    for (int64_t c = 0, end; c < s->chunks; c = end) {
-      for (end = c + 1; end < s->chunks && kinds[end] == kinds[c];) end++;
-      if (s->runs) s->runs[count] = (struct strip_run){kinds[c] & 3, (uint32_t)(end - c)};
-      count++;
-    }
-  }
-  s->first_run[s->strips] = count;
-  return count;
-}
-
 static enum status pack(struct packing *p, struct error *err) {
   struct quant_strips *s = p->s;
   p->kinds = mem_alloc((size_t)s->strips, (size_t)s->chunks, err);
@@ -315,9 +298,10 @@ static enum status pack(struct packing *p, struct error *err) {
   s->data = p->data = mem_alloc(place_strips(p), 1, err);
   if (!p->data) return STATUS_FAILED;
   parallel_for(s->strips, pack_strip, p);
-  s->runs = mem_alloc((size_t)find_runs(p), sizeof *s->runs, err);
+  const int64_t runs = strips_find_runs(p->kinds, s->strips, s->chunks, s->first_run, NULL);
+  s->runs = mem_alloc((size_t)runs, sizeof *s->runs, err);
   if (!s->runs) return STATUS_FAILED;
-  find_runs(p);
+  strips_find_runs(p->kinds, s->strips, s->chunks, s->first_run, s->runs);
   for (int64_t i = 0; i < s->strips * s->chunks; i++)
     s->stored_bytes += (size_t)quant_chunk_bytes(s, p->kinds[i]);
   return STATUS_OK;

@@ -187,20 +187,18 @@ static size_t place_strips(struct packing *p) {
   return (size_t)bytes;
 }
 
-/* Runs of equal kinds, counted when s->runs is NULL, else stored. */
-static int64_t find_runs(const struct packing *p) {
-  struct strip_matrix *s = p->s;
+int64_t strips_find_runs(const uint8_t *kinds, int64_t strips, int64_t chunks, int64_t *first_run,
+                         struct strip_run *runs) {
   int64_t count = 0;
-  for (int64_t strip = 0; strip < s->strips; strip++) {
-    const uint8_t *kinds = p->kinds + strip * s->chunks;
-    s->first_run[strip] = count;
-    for (int64_t c = 0, end; c < s->chunks; c = end) {
-      for (end = c + 1; end < s->chunks && kinds[end] == kinds[c];) end++;
-      if (s->runs) s->runs[count] = (struct strip_run){kinds[c], (uint32_t)(end - c)};
+  for (int64_t strip = 0; strip < strips; strip++, kinds += chunks) {
+    first_run[strip] = count;
+    for (int64_t c = 0, end; c < chunks; c = end) {
+      for (end = c + 1; end < chunks && kinds[end] == kinds[c];) end++;
+      if (runs) runs[count] = (struct strip_run){kinds[c] & 3, (uint32_t)(end - c)};
       count++;
     }
   }
-  s->first_run[s->strips] = count;
+  first_run[strips] = count;
   return count;
 }
 
@@ -215,9 +213,10 @@ static enum status pack(struct strip_matrix *out, struct packing *p, struct erro
   s->data = p->data = mem_alloc(place_strips(p), 1, err);
   if (!p->data) return STATUS_FAILED;
   parallel_for(s->strips, pack_strip, p);
-  s->runs = mem_alloc((size_t)find_runs(p), sizeof *s->runs, err);
+  const int64_t runs = strips_find_runs(p->kinds, s->strips, s->chunks, s->first_run, NULL);
+  s->runs = mem_alloc((size_t)runs, sizeof *s->runs, err);
   if (!s->runs) return STATUS_FAILED;
-  find_runs(p);
+  strips_find_runs(p->kinds, s->strips, s->chunks, s->first_run, s->runs);
   for (int64_t i = 0; i < s->strips * s->chunks; i++)
     s->stored_bytes += (size_t)strip_kind_bytes(p->kinds[i]);
   return STATUS_OK;

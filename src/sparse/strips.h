@@ -47,6 +47,11 @@ static inline int64_t strip_kind_bytes(enum strip_kind kind) {
   return kind == STRIP_DENSE ? STRIP_DENSE_BYTES : kind == STRIP_SPARSE ? STRIP_SPARSE_BYTES : 0;
 }
 
+/* Chunks of one kind that follow each other, from kinds (strips, chunks): fills first_run (strips +
+ * 1) and, unless NULL, runs; returns how many there are. */
+int64_t strips_find_runs(const uint8_t *kinds, int64_t strips, int64_t chunks, int64_t *first_run,
+                         struct strip_run *runs);
+
 /* Both copy on all threads; fp32 weights are rounded to bf16. A dense matrix becomes dense chunks,
  * zeros or not: it is what hybrid ones are compared with. Release with strips_release. */
 enum status strips_from_dense(struct strip_matrix *out, const struct matrix_view *w,

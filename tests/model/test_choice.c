@@ -45,18 +45,7 @@ static enum status fake_time(void *ctx, const struct choice_shape *shape, uint32
 }
 
 static const struct choice_shape shape = {"bf16", 4096, 11008, 1000};
-static char folder[] = "/tmp/test_choice.XXXXXX", path[64];
-
-static int setup(void **state) {
-  if (!mkdtemp(folder)) return -1;
-  snprintf(path, sizeof path, "%s/a/gpu.json", folder);
-  return 0;
-}
-static int teardown(void **state) {
-  char command[80];
-  snprintf(command, sizeof command, "rm -rf %s", folder);
-  return system(command);
-}
+static const char *path;
 
 static struct choice *open_table(const char *machine) {
   struct choice *c;
@@ -225,5 +214,6 @@ int main(void) {
       cmocka_unit_test(failures_are_said_and_leave_nothing),
       cmocka_unit_test(paths_are_below_the_cache),
   };
-  return cmocka_run_group_tests(tests, setup, teardown);
+  path = scratch_path("a/gpu.json");
+  return cmocka_run_group_tests(tests, NULL, NULL);
 }
