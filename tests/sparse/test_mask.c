@@ -7,21 +7,15 @@
 #include "base/rng.h"
 #include "sparse/mask.h"
 #include "sparse/project.h"
+#include "support/hybrids.h"
 #include "support/support.h"
 
-/* A hybrid mask with random tiles and random codes that fit. */
+/* A hybrid mask, half of its tiles dense. */
 static void random_mask(struct mask_matrix *m, struct rng *rng, int64_t rows, int64_t cols,
                         int64_t tile_rows, int64_t tile_cols) {
   struct error err = {0};
   must(mask_matrix_init_hybrid(m, "w", rows, cols, tile_rows, tile_cols, &err), err);
-  for (int64_t t = 0; t < mask_tile_count(m); t++) m->tiles[t] = rng_below(rng, 2);
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t g = 0; g < mask_group_count(m); g++) {
-      uint8_t code;
-      do code = sparse_candidate_code[rng_below(rng, 6)];
-      while (!sparse_code_fits(code, mask_group_width(m, g)));
-      mask_set_code(m, r, g, code);
-    }
+  hybrid_mask_fill(m, 0.5, rng);
 }
 
 static void candidates_agree(void **state) {

@@ -5,7 +5,7 @@
 #include "sparse/project.h"
 #include "support/support.h"
 
-static void fill_mask(struct mask_matrix *m, double dense_share, struct rng *rng) {
+void hybrid_mask_fill(struct mask_matrix *m, double dense_share, struct rng *rng) {
   for (int64_t t = 0; t < mask_tile_count(m); t++) m->tiles[t] = rng_uniform(rng) < dense_share;
   for (int64_t r = 0; r < m->rows; r++)
     for (int64_t g = 0; g < mask_group_count(m); g++) {
@@ -24,7 +24,7 @@ void hybrid_case_make(struct hybrid_case *c, int64_t rows, int64_t cols, int64_t
   *c = (struct hybrid_case){0};
   struct mask_matrix *m = &c->mask;
   must(mask_matrix_init_hybrid(m, "w", rows, cols, tile, tile, &err), err);
-  fill_mask(m, dense_share, &rng);
+  hybrid_mask_fill(m, dense_share, &rng);
   c->map = mem_alloc((size_t)(mask_tile_count(m) + 7) / 8, 1, &err);
   for (int64_t t = 0; t < mask_tile_count(m); t++)
     c->map[t / 8] |= (uint8_t)(m->tiles[t] << (t % 8));
@@ -66,7 +66,7 @@ void hybrid_masks_make(struct mask_set *set, const struct model *model, int64_t 
     if (i == 0) continue;
     must(mask_matrix_init_hybrid(&m, site->name, rows, cols, tile, tile, &err), err);
     must(mask_matrix_add_scores(&m, &err), err);
-    fill_mask(&m, 0.5, &rng);
+    hybrid_mask_fill(&m, 0.5, &rng);
     for (int64_t t = 0; t < mask_tile_count(&m); t++) m.tile_scores[t] = (float)rng_normal(&rng);
     must(mask_set_add(set, &m, &err), err);
   }

@@ -2,6 +2,7 @@
 #ifndef TSR_TESTS_HYBRIDS_H
 #define TSR_TESTS_HYBRIDS_H
 
+#include "base/rng.h"
 #include "model/model.h"
 #include "sparse/hybrid.h"
 
@@ -11,6 +12,10 @@ struct hybrid_case {
   uint8_t *map, *codes;
   void *dense, *values;
 };
+
+/* Random tiles, each dense with probability `dense_share`, and random codes that fit their groups.
+ */
+void hybrid_mask_fill(struct mask_matrix *m, double dense_share, struct rng *rng);
 
 /* Normals, with a -0.0 among them; each tile is dense with probability `dense_share`, each code any
  * that its group may have. Fails the test when something goes wrong. */
