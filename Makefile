@@ -13,7 +13,7 @@ all: setup $(BUILD)/configured
 setup:
 	@tools/setup.sh build
 
-$(BUILD)/configured: CMakeLists.txt Makefile FORCE
+$(BUILD)/configured: CMakeLists.txt Makefile FORCE | setup
 	@cmake -S . -B $(BUILD) $(CMAKE_ARGS) -DTSR_COMMIT=$(COMMIT) > $(BUILD).log 2>&1 || \
 	  { cat $(BUILD).log >&2; exit 1; }
 	@rm -f $(BUILD).log; touch $@
