@@ -32,7 +32,8 @@ static const struct option options[] = {
     {"method", OPTION_CHOICE, offsetof(struct settings, method), "sparsegpt", 0, 0,
      "magnitude|wanda|sparsegpt", NULL, "what decides which weights go"},
     {"pattern", OPTION_TEXT, offsetof(struct settings, pattern), "2:4", 0, 0, NULL,
-     "2:4|N:M|unstructured|hybrid", "N:M keeps N of every M weights; hybrid leaves tiles dense"},
+     "2:4|N:M|unstructured|hybrid[-N:M]",
+     "N:M keeps N of every M weights; hybrid leaves tiles dense, the others are 2:4 or N:M"},
     {"sparsity", OPTION_FRACTION, offsetof(struct settings, sparsity), NULL, 0, 1, NULL, "S",
      "share of weights to drop, 0.45 or 45%; may be left out where the pattern "
      "fixes it"},
@@ -47,7 +48,7 @@ static const struct option options[] = {
      "leave linears dense whose tensor name matches, as in '*.k_proj.*'; may "
      "be repeated"},
     {"tile", OPTION_INT, offsetof(struct settings, tile), "128", 4, SPARSE_TILE_MAX, NULL, "N",
-     "side of a tile, a multiple of 4 (2:4 and hybrid)"},
+     "side of a tile, a multiple of 4 (all but unstructured)"},
     {"damping", OPTION_REAL, offsetof(struct settings, damping), "0.01", 0, 1e6, NULL, "X",
      "sparsegpt: share of the Hessian's mean diagonal that is added to it"},
     {"block", OPTION_INT, offsetof(struct settings, block), "128", 1, 65536, NULL, "N",
@@ -95,9 +96,10 @@ static enum status plan(const struct settings *s, struct prune_settings *out, st
   if (!status) status = parse_sparsity(s, out, err);
   if (!status) status = prune_check(out, err);
   if (!status && s->from && (out->pattern != PRUNE_HYBRID || s->update_weights))
-    status = error_set(err, STATUS_USAGE,
-                       "--from chooses tiles anew: it goes with --pattern hybrid, and not with "
-                       "--update-weights");
+    status =
+        error_set(err, STATUS_USAGE,
+                  "--from chooses tiles anew: it goes with --pattern hybrid or hybrid-N:M, and "
+                  "not with --update-weights");
   if (!status) status = common_check_output(&s->common, s->out, err);
   if (!status && s->update_weights)
     status = common_check_output(&s->common, s->update_weights, err);
@@ -134,7 +136,7 @@ static void count_outcome(struct outcome *o, const struct model *model) {
   mask_set_count(o->masks, &o->kept, &o->positions);
   for (size_t i = 0; i < o->masks->count; i++) {
     const struct mask_matrix *m = &o->masks->items[i];
-    for (int64_t t = 0; m->kind == MASK_HYBRID && t < mask_tile_count(m); t++) {
+    for (int64_t t = 0; mask_has_tiles(m) && t < mask_tile_count(m); t++) {
       o->tiles_dense += m->tiles[t];
       o->tiles_sparse += !m->tiles[t];
     }
@@ -177,9 +179,9 @@ static void print_outcome(const struct outcome *o, const char *path) {
   printf("%s %s: density %.4f over the prunable weights, %zu matrices, %s\n", method_of(o), pattern,
          o->density, o->masks->count, time);
   if (o->tiles_dense + o->tiles_sparse)
-    printf("%lld dense and %lld 2:4 tiles of %lld x %lld\n", (long long)o->tiles_dense,
-           (long long)o->tiles_sparse, (long long)o->settings->tile_rows,
-           (long long)o->settings->tile_cols);
+    printf("%lld dense and %lld %d:%d tiles of %lld x %lld\n", (long long)o->tiles_dense,
+           (long long)o->tiles_sparse, o->settings->keep, o->settings->of,
+           (long long)o->settings->tile_rows, (long long)o->settings->tile_cols);
   if (o->report->dampened)
     printf("%d Hessians needed more damping than asked for, the worst %g\n", o->report->dampened,
            o->report->worst_damping);
@@ -199,6 +201,12 @@ static enum status make_masks(const struct settings *s, const struct prune_setti
   *findings = (struct prune_report){0};
   if (!s->from) return prune_run(model, settings, calibration, masks, NULL, findings, err);
   enum status status = mask_load(masks, s->from, err);
+  const struct mask_matrix *first = masks->items;
+  if (!status && masks->count && mask_has_tiles(first) &&
+      (first->keep != settings->keep || first->of != settings->of))
+    status = error_set(err, STATUS_USAGE,
+                       "%s holds %d:%d masks: choose their tiles with --pattern hybrid-%d:%d",
+                       s->from, first->keep, first->of, first->keep, first->of);
   return status ? status : prune_retile(model, masks, settings->sparsity, err);
 }
 

@@ -52,8 +52,12 @@ enum status inspect_nonzero(const struct model *model, int site, struct mask_mat
 
 /* What the tile map of a packed linear says. */
 static void read_packed(const struct hybrid_matrix *h, struct inspected_linear *out) {
-  const struct mask_matrix shape = {
-      .rows = h->rows, .cols = h->cols, .tile_rows = h->tile_rows, .tile_cols = h->tile_cols};
+  const struct mask_matrix shape = {.rows = h->rows,
+                                    .cols = h->cols,
+                                    .tile_rows = h->tile_rows,
+                                    .tile_cols = h->tile_cols,
+                                    .keep = 2,
+                                    .of = 4};
   out->tiles_dense = out->tiles_sparse = out->kept = 0;
   for (int64_t t = 0; t < mask_tile_count(&shape); t++) {
     const bool dense = hybrid_tile_dense(h, t);

@@ -20,26 +20,10 @@ enum { DENSITY_DIGITS_APART = 1000000 };
 /* --- masks --- */
 
 static void count_tiles(const struct mask_matrix *m, struct verification *out) {
-  for (int64_t t = 0; m->kind == MASK_HYBRID && t < mask_tile_count(m); t++) {
+  for (int64_t t = 0; mask_has_tiles(m) && t < mask_tile_count(m); t++) {
     out->tiles_dense += m->tiles[t] != 0;
     out->tiles_sparse += m->tiles[t] == 0;
   }
-}
-
-/* Every group of `of` columns keeps `keep`, or all where it is narrower. */
-static enum status check_groups(const struct mask_matrix *m, int keep, int of, struct error *err) {
-  for (int64_t r = 0; r < m->rows; r++)
-    for (int64_t c = 0; c < m->cols; c += of) {
-      const int64_t end = c + of < m->cols ? c + of : m->cols;
-      const int64_t wanted = end - c < keep ? end - c : keep;
-      int64_t count = 0;
-      for (int64_t i = c; i < end; i++) count += mask_bit(m, r, i);
-      if (count != wanted)
-        return error_set(
-            err, STATUS_REFUSED, "%s: row %lld, columns from %lld keep %lld where %d:%d keeps %lld",
-            m->name, (long long)r, (long long)c, (long long)count, keep, of, (long long)wanted);
-    }
-  return STATUS_OK;
 }
 
 static enum status check_pattern(const struct mask_set *masks, struct error *err) {
@@ -51,7 +35,7 @@ static enum status check_pattern(const struct mask_set *masks, struct error *err
     return STATUS_OK;
   for (size_t i = 0; i < masks->count && !status; i++)
     if (masks->items[i].kind == MASK_BITS)
-      status = check_groups(&masks->items[i], (int)keep, (int)of, err);
+      status = mask_check_groups(&masks->items[i], (int)keep, (int)of, err);
   return status;
 }
 

@@ -163,7 +163,7 @@ enum status weights_check_hybrid(const struct mask_set *masks, struct error *err
   for (size_t i = 0; masks && i < masks->count; i++)
     if (masks->items[i].kind != MASK_HYBRID)
       return error_set(err, STATUS_REFUSED,
-                       "the mask of %s is an n:m or unstructured bit mask; only 2:4 and hybrid "
+                       "the mask of %s is unstructured or of another n:m; only 2:4 and hybrid "
                        "masks can be packed, and `tessera export` writes any as zeros",
                        masks->items[i].name);
   return STATUS_OK;

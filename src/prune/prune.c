@@ -422,11 +422,15 @@ static enum status check_retile(const struct model *model, const struct mask_set
     const struct linear_site *site = find_site(model, m->name);
     if (!site || linear_rows(&site->weight) != m->rows || linear_cols(&site->weight) != m->cols)
       return error_set(err, STATUS_REFUSED, "%s of the mask does not fit the model", m->name);
-    if (m->kind != MASK_HYBRID || !m->tile_scores)
+    if (!m->tile_scores)
       return error_set(err, STATUS_REFUSED,
                        "%s of the mask has no tile scores; make it with tessera prune --pattern "
-                       "2:4 or hybrid",
+                       "2:4, n:m or hybrid",
                        m->name);
+    if (m->keep != masks->items[0].keep || m->of != masks->items[0].of)
+      return error_set(err, STATUS_REFUSED, "%s of the mask is %d:%d, where %s is %d:%d", m->name,
+                       m->keep, m->of, masks->items[0].name, masks->items[0].keep,
+                       masks->items[0].of);
   }
   return STATUS_OK;
 }
@@ -435,13 +439,20 @@ enum status prune_retile(const struct model *model, struct mask_set *masks, doub
                          struct error *err) {
   const int64_t total = prunable_weights(model);
   int64_t kept, covered;
-  if (!(sparsity >= 0 && sparsity <= 0.5))
-    return error_set(err, STATUS_USAGE, "a hybrid has a sparsity of 0 to 0.5, not %g", sparsity);
+  char pattern[16];
   enum status status = check_retile(model, masks, err);
+  if (status) return status;
+  const int keep = masks->count ? masks->items[0].keep : 2,
+            of = masks->count ? masks->items[0].of : 4;
+  const double most = 1 - (double)keep / of;
+  if (!(sparsity >= 0 && sparsity <= most))
+    return error_set(err, STATUS_USAGE, "a hybrid of %d:%d has a sparsity of 0 to %.4g, not %g",
+                     keep, of, most, sparsity);
+  prune_hybrid_name(keep, of, pattern);
   if (!status) status = project_set(masks, total, 1 - sparsity, err);
   if (status) return status;
   mask_set_count(masks, &kept, &covered);
-  status = set_meta(masks, err, "pattern", "hybrid");
+  status = set_meta(masks, err, "pattern", "%s", pattern);
   if (!status) status = set_meta(masks, err, "sparsity", "%.10g", sparsity);
   if (!status)
     status =

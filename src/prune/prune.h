@@ -26,10 +26,10 @@ struct prune_settings {
   const struct backend *backend; /* where passes over the model run (not owned); NULL: the CPU */
   enum prune_method method;
   enum prune_pattern pattern;
-  int keep, of;                 /* n and m of PRUNE_N_M */
+  int keep, of;                 /* n and m of PRUNE_N_M and PRUNE_HYBRID */
   double sparsity;              /* of all prunable weights (hybrid), of the pruned linears
                                    (unstructured); ignored by 2:4 and n:m */
-  int64_t tile_rows, tile_cols; /* 2:4 and hybrid */
+  int64_t tile_rows, tile_cols; /* all but unstructured */
   double damping;               /* SparseGPT: share of the mean diagonal */
   int64_t block;                /* SparseGPT: columns per block */
   bool update_weights;          /* SparseGPT: later blocks see, and the model keeps, the weights
@@ -61,17 +61,21 @@ enum status prune_run(struct model *model, const struct prune_settings *settings
                       struct mask_set *unstructured, struct prune_report *report,
                       struct error *err);
 
-/* Chooses the dense tiles of hybrid or 2:4 masks anew, for another sparsity (0 to 0.5), from the
- * tile scores that they carry: what a pruning pass with that sparsity would have chosen. Updates
- * their metadata. STATUS_REFUSED when a mask has no scores or does not fit the model. */
+/* Chooses the dense tiles of hybrid, 2:4 or n:m masks anew, for another sparsity (0 to 1 - n / m),
+ * from the tile scores that they carry: what a pruning pass with that sparsity would have chosen.
+ * Updates their metadata. STATUS_REFUSED when a mask has no scores or another pattern than the
+ * others, or does not fit the model. */
 enum status prune_retile(const struct model *model, struct mask_set *masks, double sparsity,
                          struct error *err);
 
-/* "hybrid", "unstructured", "2:4" or another "n:m" into settings->pattern, keep and of. */
+/* "hybrid", "hybrid-n:m", "unstructured", "2:4" or another "n:m" into settings->pattern, keep and
+ * of. */
 enum status prune_pattern_parse(const char *text, struct prune_settings *settings,
                                 struct error *err);
 const char *prune_method_name(enum prune_method method);
-/* "2:4", "4:8", "unstructured", "hybrid": into text[16]. */
+/* "2:4", "4:8", "unstructured", "hybrid", "hybrid-4:8": into text[16]. */
+/* The last two, of a pattern's n and m. */
+void prune_hybrid_name(int keep, int of, char text[16]);
 void prune_pattern_name(const struct prune_settings *settings, char text[16]);
 
 #endif

@@ -35,7 +35,10 @@ enum status rule_mask_init(const struct prune_rule *rule, const char *name, int6
                            int64_t cols, struct mask_matrix *out, struct error *err) {
   if (!rule_is_tiled(rule)) return mask_matrix_init_bits(out, name, rows, cols, err);
   enum status status =
-      mask_matrix_init_hybrid(out, name, rows, cols, rule->tile_rows, rule->tile_cols, err);
+      rule_is_pairs(rule)
+          ? mask_matrix_init_hybrid(out, name, rows, cols, rule->tile_rows, rule->tile_cols, err)
+          : mask_matrix_init_tiled(out, name, rows, cols, rule->tile_rows, rule->tile_cols,
+                                   rule->keep, rule->of, err);
   if (status || !rule->dense_tiles) return status;
   for (int64_t t = 0; t < mask_tile_count(out); t++) out->tiles[t] = rule->dense_tiles[t];
   return STATUS_OK;

@@ -6,18 +6,17 @@
 
 enum prune_pattern {
   PRUNE_2_4,          /* a hybrid mask without dense tiles, tile scores included */
-  PRUNE_N_M,          /* n kept of every m columns: a bit mask */
+  PRUNE_N_M,          /* the same with n kept of every m columns: a tiled mask, or a bit mask where
+                         m does not divide the width of a tile */
   PRUNE_UNSTRUCTURED, /* a bit mask */
-  PRUNE_HYBRID        /* as 2:4; which tiles stay dense is decided over the whole model later */
+  PRUNE_HYBRID        /* as 2:4 or n:m; which tiles stay dense is decided over the model later */
 };
-
-enum { PRUNE_GROUP_MAX = 64 }; /* the largest m of n:m */
 
 struct prune_rule {
   enum prune_pattern pattern;
-  int keep, of;                 /* PRUNE_N_M */
+  int keep, of;                 /* PRUNE_N_M and PRUNE_HYBRID */
   double sparsity;              /* PRUNE_UNSTRUCTURED: share of weights that go */
-  int64_t tile_rows, tile_cols; /* PRUNE_2_4 and PRUNE_HYBRID */
+  int64_t tile_rows, tile_cols; /* all but PRUNE_UNSTRUCTURED */
   const uint8_t *dense_tiles;   /* (tile count) or NULL: tiles that are known to stay dense */
 };
 
@@ -30,9 +29,15 @@ void rule_pick(const float *scores, int width, int keep, bool *kept);
 /* Makes the mask that the rule's pattern asks for. */
 enum status rule_mask_init(const struct prune_rule *rule, const char *name, int64_t rows,
                            int64_t cols, struct mask_matrix *out, struct error *err);
-/* True when the pattern's mask has codes and tiles. */
+/* True when the pattern's mask has codes. */
+static inline bool rule_is_pairs(const struct prune_rule *rule) {
+  return rule->pattern == PRUNE_2_4 ||
+         (rule->pattern == PRUNE_HYBRID && rule->keep == 2 && rule->of == 4);
+}
+/* True when it has tiles. */
 static inline bool rule_is_tiled(const struct prune_rule *rule) {
-  return rule->pattern == PRUNE_2_4 || rule->pattern == PRUNE_HYBRID;
+  return rule_is_pairs(rule) ||
+         (rule->pattern != PRUNE_UNSTRUCTURED && rule->tile_cols % rule->of == 0);
 }
 /* Tile scores from what each row loses in each column of tiles: cost (rows, tile columns). The
  * score of a tile is its rows' sum over the number of its weights. */

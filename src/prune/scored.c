@@ -41,10 +41,15 @@ static void prune_groups(struct scored_job *job, int64_t row, const float *score
   struct mask_matrix *m = job->mask;
   const int of = job->rule->of;
   for (int64_t c = 0; c < m->cols; c += of) {
-    bool kept[PRUNE_GROUP_MAX];
+    bool kept[SPARSE_GROUP_MAX];
     const int width = m->cols - c < of ? (int)(m->cols - c) : of;
+    float lost = 0;
     rule_pick(scores + c, width, job->rule->keep, kept);
-    for (int i = 0; i < width; i++) mask_set_bit(m, row, c + i, kept[i]);
+    for (int i = 0; i < width; i++) {
+      mask_set_bit(m, row, c + i, kept[i]);
+      if (!kept[i]) lost += scores[c + i];
+    }
+    if (job->cost) job->cost[row * mask_tile_col_count(m) + c / m->tile_cols] += lost;
   }
 }
 
@@ -66,9 +71,9 @@ static void prune_row(void *ctx, int64_t row, int worker) {
   struct scored_job *job = ctx;
   float *scores = job->scores + worker * job->mask->cols;
   score_row(job, row, scores);
-  if (rule_is_tiled(job->rule))
+  if (rule_is_pairs(job->rule))
     prune_pairs(job, row, scores);
-  else if (job->rule->pattern == PRUNE_N_M)
+  else if (job->rule->pattern != PRUNE_UNSTRUCTURED)
     prune_groups(job, row, scores);
   else
     prune_share(job, row, scores);

@@ -18,21 +18,35 @@ struct prune_settings prune_defaults(void) {
                                  .block = SPARSEGPT_BLOCK};
 }
 
+static enum status check_group(const struct prune_settings *s, struct error *err) {
+  if (s->of >= 2 && s->of <= SPARSE_GROUP_MAX && s->keep >= 1 && s->keep < s->of) return STATUS_OK;
+  return error_set(
+      err, STATUS_USAGE,
+      "pattern %d:%d is not possible; n:m keeps n of every m weights, with n < m <= %d", s->keep,
+      s->of, SPARSE_GROUP_MAX);
+}
+
+static enum status check_hybrid(const struct prune_settings *s, struct error *err) {
+  const double most = 1 - (double)s->keep / s->of;
+  enum status status = check_group(s, err);
+  if (status) return status;
+  if (s->tile_cols % s->of)
+    return error_set(err, STATUS_USAGE, "--tile %lld is no multiple of the %d in --pattern",
+                     (long long)s->tile_cols, s->of);
+  if (s->sparsity >= 0 && s->sparsity <= most) return STATUS_OK;
+  return error_set(err, STATUS_USAGE,
+                   "a hybrid of %d:%d has a sparsity of 0 to %.4g, not %g; give --sparsity",
+                   s->keep, s->of, most, s->sparsity);
+}
+
 static enum status check_pattern(const struct prune_settings *s, struct error *err) {
   switch (s->pattern) {
     case PRUNE_2_4:
       return STATUS_OK;
     case PRUNE_N_M:
-      if (s->of >= 2 && s->of <= PRUNE_GROUP_MAX && s->keep >= 1 && s->keep < s->of)
-        return STATUS_OK;
-      return error_set(err, STATUS_USAGE,
-                       "pattern %d:%d is not possible; n:m keeps n of every m weights, with n < m "
-                       "<= %d",
-                       s->keep, s->of, PRUNE_GROUP_MAX);
+      return check_group(s, err);
     case PRUNE_HYBRID:
-      if (s->sparsity >= 0 && s->sparsity <= 0.5) return STATUS_OK;
-      return error_set(err, STATUS_USAGE,
-                       "a hybrid has a sparsity of 0 to 0.5, not %g; give --sparsity", s->sparsity);
+      return check_hybrid(s, err);
     case PRUNE_UNSTRUCTURED:
       if (s->sparsity >= 0 && s->sparsity < 1) return STATUS_OK;
       return error_set(err, STATUS_USAGE,
@@ -46,20 +60,20 @@ static enum status check_pattern(const struct prune_settings *s, struct error *e
 enum status prune_pattern_parse(const char *text, struct prune_settings *s, struct error *err) {
   const char *at = text;
   int64_t keep, of;
-  if (!strcmp(text, "hybrid")) {
-    s->pattern = PRUNE_HYBRID;
-    return STATUS_OK;
-  }
+  const bool hybrid = !strncmp(text, "hybrid", 6) && (!text[6] || text[6] == '-');
+  if (hybrid && !text[6]) at = "2:4";
+  if (hybrid && text[6]) at = text + 7;
   if (!strcmp(text, "unstructured")) {
     s->pattern = PRUNE_UNSTRUCTURED;
     return STATUS_OK;
   }
   if (!number_take(&at, 9999, &keep) || *at++ != ':' || !number_take(&at, 9999, &of) || *at)
     return error_set(err, STATUS_USAGE,
-                     "pattern \"%s\": give 2:4, another n:m, unstructured or hybrid", text);
+                     "pattern \"%s\": give 2:4, another n:m, unstructured, hybrid or hybrid-n:m",
+                     text);
   s->keep = (int)keep;
   s->of = (int)of;
-  s->pattern = s->keep == 2 && s->of == 4 ? PRUNE_2_4 : PRUNE_N_M;
+  s->pattern = hybrid ? PRUNE_HYBRID : s->keep == 2 && s->of == 4 ? PRUNE_2_4 : PRUNE_N_M;
   return STATUS_OK;
 }
 
@@ -89,6 +103,13 @@ const char *prune_method_name(enum prune_method method) {
   return names[method];
 }
 
+void prune_hybrid_name(int keep, int of, char text[16]) {
+  if (keep == 2 && of == 4)
+    snprintf(text, 16, "hybrid");
+  else
+    snprintf(text, 16, "hybrid-%d:%d", keep, of);
+}
+
 void prune_pattern_name(const struct prune_settings *s, char text[16]) {
   switch (s->pattern) {
     case PRUNE_2_4:
@@ -101,7 +122,7 @@ void prune_pattern_name(const struct prune_settings *s, char text[16]) {
       snprintf(text, 16, "unstructured");
       return;
     case PRUNE_HYBRID:
-      snprintf(text, 16, "hybrid");
+      prune_hybrid_name(s->keep, s->of, text);
       return;
   }
 }

@@ -48,23 +48,26 @@ static void choose_pair(struct sparsegpt_job *job, int64_t row, int64_t col, int
 
 static void choose_group(struct sparsegpt_job *job, int64_t row, int64_t col, int width,
                          bool *kept) {
-  const float *w = job->w + row * job->mask->cols;
-  float scores[PRUNE_GROUP_MAX];
+  struct mask_matrix *m = job->mask;
+  const float *w = job->w + row * m->cols;
+  float scores[SPARSE_GROUP_MAX];
   for (int i = 0; i < width; i++) scores[i] = saliency(job, w, col + i);
   rule_pick(scores, width, job->rule->keep, kept);
-  for (int i = 0; i < width; i++) mask_set_bit(job->mask, row, col + i, kept[i]);
+  for (int i = 0; i < width; i++) mask_set_bit(m, row, col + i, kept[i]);
+  if (mask_has_tiles(m) && mask_tile_dense(m, row, col))
+    for (int i = 0; i < width; i++) kept[i] = true;
 }
 
 /* Columns that are decided about together. */
 static int group_length(const struct prune_rule *rule) {
-  if (rule_is_tiled(rule)) return 4;
-  return rule->pattern == PRUNE_N_M ? rule->of : 1;
+  if (rule_is_pairs(rule)) return 4;
+  return rule->pattern == PRUNE_UNSTRUCTURED ? 1 : rule->of;
 }
 
 static void choose(struct sparsegpt_job *job, int64_t row, int64_t col, int width, bool *kept) {
-  if (rule_is_tiled(job->rule))
+  if (rule_is_pairs(job->rule))
     choose_pair(job, row, col, width, kept);
-  else if (job->rule->pattern == PRUNE_N_M)
+  else if (job->rule->pattern != PRUNE_UNSTRUCTURED)
     choose_group(job, row, col, width, kept);
   else
     *kept = mask_bit(job->mask, row, col); /* decided for the whole block before */
@@ -90,7 +93,7 @@ static void prune_row(struct sparsegpt_job *job, int64_t row) {
   const int group = group_length(job->rule);
   for (int64_t i = 0; i < job->width; i++) job->errors[row * job->width + i] = 0;
   for (int64_t col = job->begin; col < end; col += group) {
-    bool kept[PRUNE_GROUP_MAX] = {false};
+    bool kept[SPARSE_GROUP_MAX] = {false};
     const int width = end - col < group ? (int)(end - col) : group;
     choose(job, row, col, width, kept);
     for (int i = 0; i < width; i++)

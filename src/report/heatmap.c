@@ -98,7 +98,7 @@ static double share_of(struct share s) { return s.area > 0 ? s.kept / s.area : N
 bool mask_has_dense_tiles(const struct mask_set *mask) {
   for (size_t i = 0; i < mask->count; i++) {
     const struct mask_matrix *m = &mask->items[i];
-    if (m->kind == MASK_HYBRID && memchr(m->tiles, 1, (size_t)mask_tile_count(m))) return true;
+    if (mask_has_tiles(m) && memchr(m->tiles, 1, (size_t)mask_tile_count(m))) return true;
   }
   return false;
 }
@@ -219,7 +219,7 @@ static struct map_layout lay_out(const struct mask_grid *grid) {
   int64_t wide[HEATMAP_ROLES_MAX] = {0}, most = 1, high = 1, total = 0;
   for (int i = 0; i < grid->blocks * grid->roles; i++) {
     const struct mask_matrix *m = grid->at[i];
-    if (!m || m->kind != MASK_HYBRID) continue;
+    if (!m || !mask_has_tiles(m)) continue;
     int64_t rows = mask_tile_row_count(m), cols = mask_tile_col_count(m);
     if (cols > wide[i % grid->roles]) wide[i % grid->roles] = cols;
     if (rows > high) high = rows;
@@ -295,7 +295,7 @@ void heatmap_tiles(struct strbuf *out, const struct mask_grid *grid) {
     svg_text(out, "tick", left + MAP_LABEL - 8, top + 10, SVG_END, text);
     for (int r = 0; r < grid->roles; r++) {
       const struct mask_matrix *m = grid->at[b * grid->roles + r];
-      if (m && m->kind == MASK_HYBRID) draw_matrix(out, m, &l, left + l.role_x[r], top);
+      if (m && mask_has_tiles(m)) draw_matrix(out, m, &l, left + l.role_x[r], top);
     }
   }
   svg_end(out);

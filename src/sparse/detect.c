@@ -69,8 +69,12 @@ void detect_zeros(const struct mask_matrix *bits, int64_t tile_rows, int64_t til
                   struct detection *out) {
   const struct hybrid_matrix h = tiling(bits, tile_rows, tile_cols);
   const int64_t tiles = hybrid_tile_rows(&h) * hybrid_tile_cols(&h);
-  const struct mask_matrix shape = {
-      .rows = bits->rows, .cols = bits->cols, .tile_rows = tile_rows, .tile_cols = tile_cols};
+  const struct mask_matrix shape = {.rows = bits->rows,
+                                    .cols = bits->cols,
+                                    .tile_rows = tile_rows,
+                                    .tile_cols = tile_cols,
+                                    .keep = 2,
+                                    .of = 4};
   *out = (struct detection){0};
   for (int64_t t = 0; t < tiles; t++) {
     const struct tile_facts facts = look_at_tile(bits, hybrid_tile_box(&h, t));

@@ -5,7 +5,9 @@
  * group's code is a nibble i0 | i1 << 2, i0 < i1: the two kept positions. Where the last group of
  * a row has fewer than four columns, positions past the edge do not exist; such a group keeps
  * min(2, width) of them, and its code points at them first.
- * Other patterns (n:m, unstructured) are plain bit masks. */
+ * Tiled masks are hybrids of another n:m: tiles are dense or keep n of every m columns, and bits
+ * stand in place of codes; a last group of fewer than m columns keeps min(n, width) of them.
+ * Unstructured masks are plain bit masks. */
 #ifndef TSR_SPARSE_MASK_H
 #define TSR_SPARSE_MASK_H
 
@@ -15,7 +17,7 @@
 
 #include "base/error.h"
 
-enum mask_kind { MASK_HYBRID, MASK_BITS };
+enum mask_kind { MASK_HYBRID, MASK_BITS, MASK_TILED };
 
 /* The six 2:4 candidates in the method's order: 1100, 1010, 1001, 0110, 0101, 0011. */
 enum { SPARSE_CANDIDATES = 6 };
@@ -31,6 +33,7 @@ bool sparse_code_fits(uint8_t nibble, int64_t width);
 enum {
   SPARSE_DIMENSION_MAX = 1 << 24,
   SPARSE_TILE_MAX = 1 << 20,
+  SPARSE_GROUP_MAX = 64, /* the largest m of n:m */
   MASK_MATRICES_MAX = 1 << 16,
   MASK_META_MAX = 256,
   MASK_NAME_MAX = 512 /* bytes of a tensor's name */
@@ -38,23 +41,31 @@ enum {
 /* STATUS_REFUSED, naming the matrix, when a shape or tile breaks these limits. */
 enum status sparse_check_shape(const char *name, int64_t rows, int64_t cols, int64_t tile_rows,
                                int64_t tile_cols, struct error *err);
+/* STATUS_REFUSED where keep:of is no pattern of a tiled mask with tiles of that width: 2:4 is not,
+ * for its masks are hybrid. */
+enum status sparse_check_pattern(const char *name, int64_t keep, int64_t of, int64_t tile_cols,
+                                 struct error *err);
 
 struct mask_matrix {
   char *name; /* Hugging Face tensor name, "model.layers.0.self_attn.q_proj.weight" */
   enum mask_kind kind;
   int64_t rows, cols;
+  /* MASK_HYBRID and MASK_TILED */
+  int64_t tile_rows, tile_cols; /* tile_cols a multiple of 4, and of `of` */
+  int keep, of;                 /* the pattern of the tiles that are not dense: 2:4 in a hybrid */
+  uint8_t *tiles;               /* (tile rows count, tile cols count), 1 = dense, 0 = n:m */
   /* MASK_HYBRID */
-  int64_t tile_rows, tile_cols; /* tile_cols a multiple of 4 */
-  uint8_t *tiles;               /* (tile rows count, tile cols count), 1 = dense, 0 = 2:4 */
   uint8_t *codes; /* (rows, code_stride): two groups a byte, the even group in the low nibble.
                      Codes are kept for dense tiles too: they say what the tile would become. */
-  /* MASK_BITS */
-  uint8_t *bits; /* (rows, bit_stride): column c is bit c % 8 of byte c / 8, 1 = kept */
+  /* MASK_BITS and MASK_TILED */
+  uint8_t *bits; /* (rows, bit_stride): column c is bit c % 8 of byte c / 8, 1 = kept. In a tiled
+                    mask the n:m mask, under dense tiles too */
   /* optional, NULL when unknown */
   float *tile_scores; /* like tiles: how much is lost per weight when the tile becomes 2:4; larger
                          means keep dense */
 };
 
+static inline bool mask_has_tiles(const struct mask_matrix *m) { return m->kind != MASK_BITS; }
 static inline int64_t mask_tile_row_count(const struct mask_matrix *m) {
   return (m->rows + m->tile_rows - 1) / m->tile_rows;
 }
@@ -93,24 +104,40 @@ static inline void mask_set_code(struct mask_matrix *m, int64_t row, int64_t gro
   *pair = group % 2 ? (uint8_t)((*pair & 0x0f) | code << 4) : (uint8_t)((*pair & 0xf0) | code);
 }
 
-/* Allocates the arrays (hybrid: all tiles 2:4 and all codes 1100; bits: none kept). */
+/* Allocates the arrays (hybrid: all tiles 2:4 and all codes 1100; tiled: all tiles keep:of, the
+ * first of each group kept; bits: none kept). */
 enum status mask_matrix_init_hybrid(struct mask_matrix *m, const char *name, int64_t rows,
                                     int64_t cols, int64_t tile_rows, int64_t tile_cols,
                                     struct error *err);
+enum status mask_matrix_init_tiled(struct mask_matrix *m, const char *name, int64_t rows,
+                                   int64_t cols, int64_t tile_rows, int64_t tile_cols, int keep,
+                                   int of, struct error *err);
 enum status mask_matrix_init_bits(struct mask_matrix *m, const char *name, int64_t rows,
                                   int64_t cols, struct error *err);
 enum status mask_matrix_copy(struct mask_matrix *to, const struct mask_matrix *from,
                              struct error *err);
 void mask_matrix_free(struct mask_matrix *m);
+/* What the groups of a mask keep, apart from its tiles: codes, or bits. */
+static inline uint8_t *mask_groups(const struct mask_matrix *m) {
+  return m->kind == MASK_HYBRID ? m->codes : m->bits;
+}
+static inline size_t mask_groups_bytes(const struct mask_matrix *m) {
+  return (size_t)m->rows * (size_t)((m->cols + 7) / 8);
+}
+/* The same between masks of one kind, shape and pattern. */
+void mask_copy_groups(struct mask_matrix *to, const struct mask_matrix *from);
 
 /* Row `row` as floats, 1 = kept: out (cols). */
 void mask_row(const struct mask_matrix *m, int64_t row, float *out);
 /* out[i] = kept ? w[i] : 0 over a (rows, cols) matrix (+0, also for -0 and NaN). May be in place.
  */
 void mask_apply(const struct mask_matrix *m, const float *w, float *out);
-/* Adds room for tile scores (zero) to a hybrid mask. */
+/* STATUS_REFUSED, naming the first that does not, unless every group of `of` columns of a mask with
+ * bits keeps `keep` of them, or all where it has fewer. */
+enum status mask_check_groups(const struct mask_matrix *m, int keep, int of, struct error *err);
+/* Adds room for tile scores (zero) to a mask with tiles. */
 enum status mask_matrix_add_scores(struct mask_matrix *m, struct error *err);
-/* Kept positions in the whole matrix, and in one tile if it were 2:4 / dense. */
+/* Kept positions in the whole matrix, and in one tile if it were n:m / dense. */
 int64_t mask_kept(const struct mask_matrix *m);
 int64_t mask_tile_area(const struct mask_matrix *m, int64_t tile);
 int64_t mask_tile_kept_sparse(const struct mask_matrix *m, int64_t tile);

@@ -73,13 +73,12 @@ static enum status output_fill(struct mask_output *out, const struct mask_set *s
   }
   for (size_t i = 0; i < set->count; i++) {
     const struct mask_matrix *m = &set->items[i];
-    if (m->kind == MASK_BITS) {
-      output_add(out, m->name, ".bits", DTYPE_U8, 2, m->rows, mask_bit_stride(m), m->bits);
-      continue;
-    }
-    enum status status = add_tile_map(out, m, err);
+    enum status status = mask_has_tiles(m) ? add_tile_map(out, m, err) : STATUS_OK;
     if (status) return status;
-    output_add(out, m->name, ".codes", DTYPE_U8, 2, m->rows, mask_code_stride(m), m->codes);
+    if (m->kind == MASK_HYBRID)
+      output_add(out, m->name, ".codes", DTYPE_U8, 2, m->rows, mask_code_stride(m), m->codes);
+    else
+      output_add(out, m->name, ".bits", DTYPE_U8, 2, m->rows, mask_bit_stride(m), m->bits);
   }
   return STATUS_OK;
 }
@@ -97,8 +96,10 @@ static json_t *describe(const struct mask_set *set) {
     if (m->kind == MASK_BITS)
       strbuf_printf(&value, "bits %" PRId64 " %" PRId64, m->rows, m->cols);
     else
-      strbuf_printf(&value, "hybrid %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64, m->rows, m->cols,
-                    m->tile_rows, m->tile_cols);
+      strbuf_printf(&value, "%s %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64,
+                    m->kind == MASK_HYBRID ? "hybrid" : "tiled", m->rows, m->cols, m->tile_rows,
+                    m->tile_cols);
+    if (m->kind == MASK_TILED) strbuf_printf(&value, " %d %d", m->keep, m->of);
     json_object_set_new(header, strbuf_text(&key), json_string(strbuf_text(&value)));
   }
   strbuf_free(&key);
@@ -158,35 +159,55 @@ static enum status check_codes(const struct mask_matrix *m, struct error *err) {
   return STATUS_OK;
 }
 
-static enum status load_hybrid(struct mask_input *in, struct mask_matrix *m, const char *name,
-                               const int64_t shape[4], struct error *err) {
-  enum status status = sparse_check_shape(name, shape[0], shape[1], shape[2], shape[3], err);
+static enum status check_bit_padding(const struct mask_matrix *m, struct error *err) {
+  const int64_t stride = mask_bit_stride(m), rest = m->cols % 8;
+  for (int64_t r = 0; rest && r < m->rows; r++)
+    if (m->bits[r * stride + stride - 1] >> rest)
+      return error_set(err, STATUS_REFUSED, "%s: row %lld: padding is not zero", m->name,
+                       (long long)r);
+  return STATUS_OK;
+}
+
+/* Tile map, groups and scores of a matrix that was described as one with tiles: numbers are rows,
+ * cols, tile rows and tile cols, for a tiled mask n and m too. */
+static enum status load_tiles(struct mask_input *in, struct mask_matrix *m, const char *name,
+                              enum mask_kind kind, const int64_t *numbers, struct error *err) {
+  const bool hybrid = kind == MASK_HYBRID;
+  enum status status =
+      sparse_check_shape(name, numbers[0], numbers[1], numbers[2], numbers[3], err);
+  if (!status && !hybrid)
+    status = sparse_check_pattern(name, numbers[4], numbers[5], numbers[3], err);
   if (status) return status;
   /* The sizes in the file bound what is allocated, so they come first. */
   const struct mask_matrix plan = {
-      .rows = shape[0], .cols = shape[1], .tile_rows = shape[2], .tile_cols = shape[3]};
+      .rows = numbers[0], .cols = numbers[1], .tile_rows = numbers[2], .tile_cols = numbers[3]};
   const int64_t tiles = mask_tile_count(&plan);
-  const struct stored_tensor *map, *codes, *scores;
+  const struct stored_tensor *map, *groups, *scores;
   status = claim(in, name, ".tile_map", DTYPE_U8, (size_t)(tiles + 7) / 8, false, &map, err);
-  if (status) return status;
-  status = claim(in, name, ".codes", DTYPE_U8, (size_t)(plan.rows * mask_code_stride(&plan)), false,
-                 &codes, err);
+  if (!status)
+    status = claim(in, name, hybrid ? ".codes" : ".bits", DTYPE_U8, mask_groups_bytes(&plan), false,
+                   &groups, err);
+  if (!status)
+    status = claim(in, name, ".tile_scores", DTYPE_F32, (size_t)tiles * sizeof(float), true,
+                   &scores, err);
   if (status) return status;
   status =
-      claim(in, name, ".tile_scores", DTYPE_F32, (size_t)tiles * sizeof(float), true, &scores, err);
-  if (status) return status;
-  status = mask_matrix_init_hybrid(m, name, shape[0], shape[1], shape[2], shape[3], err);
+      hybrid ? mask_matrix_init_hybrid(m, name, numbers[0], numbers[1], numbers[2], numbers[3], err)
+             : mask_matrix_init_tiled(m, name, numbers[0], numbers[1], numbers[2], numbers[3],
+                                      (int)numbers[4], (int)numbers[5], err);
   if (status) return status;
   for (int64_t t = 0; t < tiles; t++) m->tiles[t] = map->data[t / 8] >> (t % 8) & 1;
   if (tiles % 8 && map->data[tiles / 8] >> (tiles % 8))
     return error_set(err, STATUS_REFUSED, "%s: padding of the tile map is not zero", name);
-  memcpy(m->codes, codes->data, codes->size_bytes);
+  memcpy(mask_groups(m), groups->data, groups->size_bytes);
   if (scores) {
     status = mask_matrix_add_scores(m, err);
     if (status) return status;
     memcpy(m->tile_scores, scores->data, scores->size_bytes);
   }
-  return check_codes(m, err);
+  if (hybrid) return check_codes(m, err);
+  status = check_bit_padding(m, err);
+  return status ? status : mask_check_groups(m, m->keep, m->of, err);
 }
 
 static enum status load_bits(struct mask_input *in, struct mask_matrix *m, const char *name,
@@ -201,12 +222,7 @@ static enum status load_bits(struct mask_input *in, struct mask_matrix *m, const
   status = mask_matrix_init_bits(m, name, shape[0], shape[1], err);
   if (status) return status;
   memcpy(m->bits, bits->data, bits->size_bytes);
-  const int64_t stride = mask_bit_stride(m), rest = m->cols % 8;
-  for (int64_t r = 0; rest && r < m->rows; r++)
-    if (m->bits[r * stride + stride - 1] >> rest)
-      return error_set(err, STATUS_REFUSED, "%s: row %lld: padding is not zero", name,
-                       (long long)r);
-  return STATUS_OK;
+  return check_bit_padding(m, err);
 }
 
 /* KIND and `count` numbers, one space before each. */
@@ -221,16 +237,18 @@ static bool parse_description(const char *text, const char *kind, int64_t *numbe
 
 static enum status load_matrix(struct mask_input *in, struct mask_set *set, const char *name,
                                const char *description, struct error *err) {
-  int64_t shape[4];
+  int64_t numbers[6];
   enum status status;
   struct mask_matrix m = {0};
   if (!*name || strlen(name) > MASK_NAME_MAX)
     return error_set(err, STATUS_REFUSED, "a matrix's name has %zu bytes; 1 to %d are allowed",
                      strlen(name), MASK_NAME_MAX);
-  if (parse_description(description, "hybrid", shape, 4))
-    status = load_hybrid(in, &m, name, shape, err);
-  else if (parse_description(description, "bits", shape, 2))
-    status = load_bits(in, &m, name, shape, err);
+  if (parse_description(description, "hybrid", numbers, 4))
+    status = load_tiles(in, &m, name, MASK_HYBRID, numbers, err);
+  else if (parse_description(description, "tiled", numbers, 6))
+    status = load_tiles(in, &m, name, MASK_TILED, numbers, err);
+  else if (parse_description(description, "bits", numbers, 2))
+    status = load_bits(in, &m, name, numbers, err);
   else
     status = error_set(err, STATUS_REFUSED, "%s is described as \"%.60s\", which is not known",
                        name, description);

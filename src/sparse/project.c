@@ -54,16 +54,18 @@ static void scatter_tiles(struct mask_set *set, const bool *dense) {
   }
 }
 
-/* Positions of the set's matrices, and those kept were every tile 2:4. */
+/* Positions of the set's matrices, those kept were every tile n:m, and the same share of n / m
+ * where groups are not ragged. */
 static void measure_set(const struct mask_set *set, size_t *tiles, int64_t *area,
-                        int64_t *sparse_kept) {
+                        int64_t *sparse_kept, int64_t *reach) {
   *tiles = 0;
-  *area = *sparse_kept = 0;
+  *area = *sparse_kept = *reach = 0;
   for (size_t i = 0; i < set->count; i++) {
     const struct mask_matrix *m = &set->items[i];
-    INVARIANT(m->kind == MASK_HYBRID && m->tile_scores);
+    INVARIANT(mask_has_tiles(m) && m->tile_scores);
     *tiles += (size_t)mask_tile_count(m);
     *area += m->rows * m->cols;
+    *reach += m->rows * m->cols * m->keep / m->of;
     const int64_t count = mask_tile_count(m);
     for (int64_t t = 0; t < count; t++) *sparse_kept += mask_tile_kept_sparse(m, t);
   }
@@ -71,17 +73,19 @@ static void measure_set(const struct mask_set *set, size_t *tiles, int64_t *area
 
 enum status project_set(struct mask_set *set, int64_t total, double density, struct error *err) {
   size_t count;
-  int64_t area, sparse_kept;
-  measure_set(set, &count, &area, &sparse_kept);
+  int64_t area, sparse_kept, reach;
+  measure_set(set, &count, &area, &sparse_kept, &reach);
   INVARIANT(area <= total);
   const int64_t target = llround(density * (double)total);
   const int64_t base = total - area + sparse_kept;
-  /* Ragged groups keep a little more than half: what counts as reachable does not see them. */
-  if (target < total - area + area / 2 || target > total)
-    return error_set(err, STATUS_REFUSED,
-                     "a density of %.4f cannot be reached: with every tile 2:4 it is %.4f; ask for "
-                     "less sparsity or skip fewer layers",
-                     density, (double)base / (double)total);
+  /* Ragged groups keep a little more than their share: what counts as reachable does not see them.
+   */
+  if (target < total - area + reach || target > total)
+    return error_set(
+        err, STATUS_REFUSED,
+        "a density of %.4f cannot be reached: with every tile pruned it is %.4f; ask for "
+        "less sparsity or skip fewer layers",
+        density, (double)base / (double)total);
   enum status status = STATUS_FAILED;
   struct project_tile *tiles = mem_alloc(count, sizeof *tiles, err);
   size_t *order = mem_alloc(count, sizeof *order, err);

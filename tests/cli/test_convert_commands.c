@@ -130,9 +130,10 @@ static void outputs_are_not_replaced_unasked(void **state) {
 
 static void other_patterns_are_masks_too(void **state) {
   const char *model = real_model();
-  static const char *const patterns[] = {"4:8", "3:8", "unstructured --sparsity 0.7"};
+  static const char *const patterns[] = {"4:8", "3:8", "unstructured --sparsity 0.7",
+                                         "hybrid-4:8 --sparsity 0.4", "hybrid-1:4 --sparsity 0.7"};
   char line[2048];
-  for (int i = 0; i < 3; i++) {
+  for (int i = 0; i < 5; i++) {
     const char *mask = scratch_path("pattern.mask"), *dense = scratch_path("pattern");
     assert_int_equal(run_f("prune %s --method magnitude --pattern %s --out %s --force", model,
                            patterns[i], mask),
@@ -142,7 +143,7 @@ static void other_patterns_are_masks_too(void **state) {
     assert_non_null(strstr(output, "self_attn"));
     assert_int_equal(run_f("export %s --mask %s --to hf --out %s --force", model, mask, dense), 0);
     assert_int_equal(run_f("inspect %s --scan", dense), 0);
-    const char *name = i == 2 ? "unstructured" : patterns[i];
+    const char *name = i < 2 ? patterns[i] : i == 2 ? "unstructured" : "q_proj";
     assert_non_null(strstr(output, name));
     assert_int_equal(run_f("export %s --mask %s --to mask-npz --out %s --force", model, mask,
                            scratch_path("m.npz")),
@@ -157,6 +158,9 @@ static void wrong_usage_is_two(void **state) {
       "prune nowhere --out x --method wanda",
       "prune nowhere --out x --method magnitude --pattern hybrid",
       "prune nowhere --out x --method magnitude --pattern hybrid --sparsity 0.6",
+      "prune nowhere --out x --method magnitude --pattern hybrid-1:4 --sparsity 0.8",
+      "prune nowhere --out x --method magnitude --pattern hybrid-5:7 --sparsity 0.2",
+      "prune nowhere --out x --method magnitude --pattern hybrid-4",
       "prune nowhere --out x --method magnitude --pattern 2:4 --sparsity 0.3",
       "prune nowhere --out x --method magnitude --pattern 4:4",
       "prune nowhere --out x --method magnitude --pattern unstructured --sparsity 1",

@@ -190,7 +190,7 @@ static void assert_same_masks(const struct mask_set *a, const struct mask_set *b
       continue;
     }
     assert_memory_equal(x->tiles, y->tiles, (size_t)mask_tile_count(x));
-    assert_memory_equal(x->codes, y->codes, (size_t)(x->rows * mask_code_stride(x)));
+    assert_memory_equal(mask_groups(x), mask_groups(y), mask_groups_bytes(x));
     assert_memory_equal(x->tile_scores, y->tile_scores, (size_t)mask_tile_count(x) * 4);
   }
 }
@@ -256,8 +256,38 @@ static void settings_are_checked(void **state) {
   assert_int_equal(prune_check(&s, &err), STATUS_USAGE);
 }
 
-/* Tiles chosen from a 2:4 mask's scores are those that the hybrid pass itself chooses. */
-static void retiling_is_the_hybrid_pass(void **state) {
+/* Hybrids of other patterns: the density is exact, what is not dense obeys the pattern, and a group
+ * of eight that may keep any four loses less than two of four. */
+static void other_hybrids_are_exact(void **state) {
+  static const int patterns[][2] = {{4, 8}, {1, 4}, {3, 4}};
+  struct model *model = open_model();
+  for (int i = 0; i < 3; i++) {
+    struct mask_set masks;
+    int64_t kept, covered;
+    struct error err = {0};
+    struct prune_settings s = settings_of(PRUNE_WANDA, PRUNE_HYBRID, i == 2 ? 0.2 : 0.45);
+    s.keep = patterns[i][0];
+    s.of = patterns[i][1];
+    prune_quickly(model, &s, &masks);
+    mask_set_count(&masks, &kept, &covered);
+    assert_true(fabs((double)kept - (1 - s.sparsity) * (double)covered) <= 16 * 16 / 2);
+    for (size_t k = 0; k < masks.count; k++) {
+      assert_int_equal(masks.items[k].kind, MASK_TILED);
+      must(mask_check_groups(&masks.items[k], s.keep, s.of, &err), err);
+    }
+    mask_set_free(&masks);
+  }
+  model_close(model);
+  struct prune_settings s = settings_of(PRUNE_WANDA, PRUNE_2_4, 0.5);
+  const double pairs = prune_loss(&s, NULL);
+  s.pattern = PRUNE_N_M;
+  s.keep = 4;
+  s.of = 8;
+  assert_true(prune_loss(&s, NULL) < pairs);
+}
+
+/* Tiles chosen from a mask's scores are those that the hybrid pass itself chooses. */
+static void retile(const char *pattern) {
   struct error err = {0};
   struct model *model = open_model();
   const struct calibration c = calibration();
@@ -265,6 +295,7 @@ static void retiling_is_the_hybrid_pass(void **state) {
   struct prune_report report;
   struct mask_set whole = {0}, hybrid = {0};
   settings.tile_rows = settings.tile_cols = 16;
+  must(prune_pattern_parse(pattern, &settings, &err), err);
   must(prune_run(model, &settings, &c, &whole, NULL, &report, &err), err);
   settings.pattern = PRUNE_HYBRID;
   settings.sparsity = 0.35;
@@ -275,7 +306,7 @@ static void retiling_is_the_hybrid_pass(void **state) {
   assert_int_equal(
       run_command(NULL, 0, "cmp %s %s", scratch_path("retiled.mask"), scratch_path("hybrid.mask")),
       0);
-  assert_int_equal(prune_retile(model, &whole, 0.6, &err), STATUS_USAGE);
+  assert_int_equal(prune_retile(model, &whole, 0.8, &err), STATUS_USAGE);
   mem_free(whole.items[0].tile_scores);
   whole.items[0].tile_scores = NULL;
   assert_int_equal(prune_retile(model, &whole, 0.4, &err), STATUS_REFUSED);
@@ -284,13 +315,16 @@ static void retiling_is_the_hybrid_pass(void **state) {
   model_close(model);
 }
 
+static void retiling_is_the_hybrid_pass(void **state) {
+  retile("2:4");
+  retile("1:4");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(better_methods_lose_less),
-      cmocka_unit_test(densities_are_exact),
-      cmocka_unit_test(same_bits_and_untouched_model),
-      cmocka_unit_test(interrupts_leave_nothing),
-      cmocka_unit_test(settings_are_checked),
+      cmocka_unit_test(better_methods_lose_less),      cmocka_unit_test(densities_are_exact),
+      cmocka_unit_test(same_bits_and_untouched_model), cmocka_unit_test(interrupts_leave_nothing),
+      cmocka_unit_test(settings_are_checked),          cmocka_unit_test(other_hybrids_are_exact),
       cmocka_unit_test(retiling_is_the_hybrid_pass),
   };
   return cmocka_run_group_tests(tests, setup, teardown);

@@ -10,6 +10,20 @@
 #include "support/hybrids.h"
 #include "support/support.h"
 
+/* Tiles and groups of a tiled mask, at random; a narrow group keeps what there is. */
+static void randomize_tiled(struct mask_matrix *m, struct rng *rng) {
+  for (int64_t t = 0; t < mask_tile_count(m); t++) m->tiles[t] = rng_below(rng, 2);
+  for (int64_t r = 0; r < m->rows; r++)
+    for (int64_t c = 0; c < m->cols; c++) { /* a bit changes places with one of its group */
+      const int64_t first = c / m->of * m->of, left = m->cols - first;
+      const int64_t other =
+          first + (int64_t)rng_below(rng, (uint64_t)(left < m->of ? left : m->of));
+      const bool kept = mask_bit(m, r, c);
+      mask_set_bit(m, r, c, mask_bit(m, r, other));
+      mask_set_bit(m, r, other, kept);
+    }
+}
+
 /* A hybrid mask, half of its tiles dense. */
 static void random_mask(struct mask_matrix *m, struct rng *rng, int64_t rows, int64_t cols,
                         int64_t tile_rows, int64_t tile_cols) {
@@ -36,6 +50,7 @@ static void candidates_agree(void **state) {
 static int kept_at(const struct mask_matrix *m, int64_t r, int64_t c) {
   const int64_t per_row = (m->cols + m->tile_cols - 1) / m->tile_cols;
   if (m->tiles[r / m->tile_rows * per_row + c / m->tile_cols]) return 1;
+  if (m->kind == MASK_TILED) return mask_bit(m, r, c);
   const uint8_t code = mask_code(m, r, c / 4);
   return c % 4 == (code & 3) || c % 4 == code >> 2;
 }
@@ -46,8 +61,19 @@ static void rows_and_counts_follow_the_definition(void **state) {
   for (int round = 0; round < 300; round++) {
     struct mask_matrix m;
     const int64_t rows = 1 + (int64_t)rng_below(&rng, 20), cols = 1 + (int64_t)rng_below(&rng, 40);
-    random_mask(&m, &rng, rows, cols, 1 + (int64_t)rng_below(&rng, 9),
-                4 * (1 + (int64_t)rng_below(&rng, 4)));
+    if (round % 3) {
+      random_mask(&m, &rng, rows, cols, 1 + (int64_t)rng_below(&rng, 9),
+                  4 * (1 + (int64_t)rng_below(&rng, 4)));
+    } else {
+      struct error err = {0};
+      const int of = 3 + (int)rng_below(&rng, 8), keep = 1 + (int)rng_below(&rng, (uint64_t)of - 1);
+      if (keep == 2 && of == 4) continue; /* those are hybrid */
+      must(mask_matrix_init_tiled(&m, "w", rows, cols, 1 + (int64_t)rng_below(&rng, 9), 4 * of,
+                                  keep, of, &err),
+           err);
+      randomize_tiled(&m, &rng);
+      must(mask_check_groups(&m, keep, of, &err), err);
+    }
     float w[20 * 40], masked[20 * 40], row[40];
     fill_normal(w, (size_t)(rows * cols), (uint64_t)round, 1);
     w[0] = -0.0f;

@@ -25,6 +25,27 @@ static void add_hybrid(struct mask_set *set, const char *name, int64_t rows, int
   must(mask_set_add(set, &m, &err), err);
 }
 
+/* A tiled mask of 3:5 with random groups. */
+static void add_tiled(struct mask_set *set, const char *name, int64_t rows, int64_t cols,
+                      struct rng *rng) {
+  struct error err = {0};
+  struct mask_matrix m;
+  must(mask_matrix_init_tiled(&m, name, rows, cols, 4, 20, 3, 5, &err), err);
+  must(mask_matrix_add_scores(&m, &err), err);
+  for (int64_t t = 0; t < mask_tile_count(&m); t++) {
+    m.tiles[t] = rng_below(rng, 2);
+    m.tile_scores[t] = (float)rng_normal(rng);
+  }
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c + 5 <= cols; c += 5) { /* one kept and one dropped change places */
+      const int64_t kept = c + (int64_t)rng_below(rng, 3),
+                    dropped = c + 3 + (int64_t)rng_below(rng, 2);
+      mask_set_bit(&m, r, kept, false);
+      mask_set_bit(&m, r, dropped, true);
+    }
+  must(mask_set_add(set, &m, &err), err);
+}
+
 static void make_set(struct mask_set *set) {
   struct error err = {0};
   struct rng rng = rng_make(6, 0);
@@ -32,6 +53,7 @@ static void make_set(struct mask_set *set) {
   *set = (struct mask_set){0};
   add_hybrid(set, "model.layers.0.self_attn.q_proj.weight", 9, 20, true, &rng);
   add_hybrid(set, "model.layers.0.mlp.down_proj.weight", 5, 23, false, &rng);
+  add_tiled(set, "model.layers.0.mlp.up_proj.weight", 7, 43, &rng);
   must(mask_matrix_init_bits(&bits, "model.layers.1.mlp.up_proj.weight", 3, 11, &err), err);
   for (int i = 0; i < 33; i++) mask_set_bit(&bits, i / 11, i % 11, rng_below(&rng, 2));
   must(mask_set_add(set, &bits, &err), err);
@@ -48,10 +70,12 @@ static void assert_same_matrix(const struct mask_matrix *a, const struct mask_ma
     assert_memory_equal(a->bits, b->bits, (size_t)(a->rows * mask_bit_stride(a)));
     return;
   }
+  assert_int_equal(a->keep, b->keep);
+  assert_int_equal(a->of, b->of);
   assert_int_equal(a->tile_rows, b->tile_rows);
   assert_int_equal(a->tile_cols, b->tile_cols);
   assert_memory_equal(a->tiles, b->tiles, (size_t)mask_tile_count(a));
-  assert_memory_equal(a->codes, b->codes, (size_t)(a->rows * mask_code_stride(a)));
+  assert_memory_equal(mask_groups(a), mask_groups(b), mask_groups_bytes(a));
   assert_true(!a->tile_scores == !b->tile_scores);
   if (a->tile_scores)
     assert_memory_equal(a->tile_scores, b->tile_scores, (size_t)mask_tile_count(a) * 4);
@@ -94,6 +118,25 @@ static void use(const struct mask_set *set) {
     }
     if (m->cols <= 64) assert_int_equal(kept, mask_kept(m));
   }
+}
+
+/* A group that keeps one too many, and a pattern that belongs to hybrid masks. */
+static void wrong_groups_are_refused(void **state) {
+  (void)state;
+  struct error err = {0};
+  struct mask_set set = {0}, back;
+  struct mask_matrix m;
+  const char *path = scratch_path("wrong.mask");
+  must(mask_matrix_init_tiled(&m, "w", 2, 16, 2, 8, 1, 4, &err), err);
+  mask_set_bit(&m, 1, 6, true);
+  must(mask_set_add(&set, &m, &err), err);
+  must(mask_save(&set, path, &err), err);
+  assert_int_equal(mask_load(&back, path, &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "row 1, columns from 4 keep 2 where 1:4 keeps 1"));
+  mask_set_free(&set);
+  assert_int_equal(mask_matrix_init_tiled(&m, "w", 2, 16, 2, 8, 2, 4, &err), STATUS_REFUSED);
+  assert_int_equal(mask_matrix_init_tiled(&m, "w", 2, 16, 2, 12, 4, 8, &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "do not hold whole groups of 8"));
 }
 
 static void damage_is_survived(void **state) {
@@ -144,6 +187,7 @@ static void damage_is_survived(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(files_come_back_and_repeat),
+      cmocka_unit_test(wrong_groups_are_refused),
       cmocka_unit_test(damage_is_survived),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
