@@ -190,6 +190,11 @@ static inline float f16_widen(uint16_t x) {
   dtype_to_f32(DTYPE_F16, &x, 1, &out);
   return out;
 }
+static inline uint16_t f16_round(float x) {
+  uint16_t out;
+  dtype_from_f32(DTYPE_F16, &x, 1, &out);
+  return out;
+}
 static inline uint32_t bits_of_float(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);

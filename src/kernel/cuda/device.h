@@ -97,6 +97,7 @@ struct gpu_operands {
   uint16_t *y;
   uint64_t y_stride;
   const uint16_t *bias, *residual; /* or NULL */
+  float *y_wide;                   /* or NULL: fp32 in place of y */
 };
 /* Queues y = x W^T (+ bias) (+ residual). */
 enum status gpu_product_run(struct gpu *gpu, const struct gpu_product *p,

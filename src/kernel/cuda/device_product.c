@@ -374,6 +374,7 @@ enum status gpu_product_run(struct gpu *gpu, const struct gpu_product *p,
   args.product.x_stride = operands->x_stride;
   args.product.y = operands->y;
   args.product.y_stride = operands->y_stride;
+  args.product.y_wide = operands->y_wide;
   args.product.bias = operands->bias;
   args.product.residual = operands->residual;
   if (p->variant.cluster) return run_clusters(gpu, p, &args, err);

@@ -13,7 +13,10 @@ DEVICE void LOCAL(store)(const struct product_args *args, uint32_t row, uint32_t
   if (args->bias) sum += bf16_widen(global_load(args->bias + row));
   /* y may be the residual: each element is read before the same thread writes it. */
   if (args->residual) sum += bf16_widen(global_load_fresh(args->residual + at));
-  global_store(args->y + at, bf16_round(sum));
+  if (PANEL_TOKENS <= PRODUCT_PAIR_PANEL_MAX && args->y_wide)
+    global_store(args->y_wide + at, sum);
+  else
+    global_store(args->y + at, bf16_round(sum));
 }
 
 /* A block of 16 rows of the strip, `octets` times 8 tokens of the panel from `first_token` on.

@@ -52,6 +52,7 @@ struct product_args {
   const uint16_t *bias;     /* bf16 (rows), or NULL */
   const uint16_t *residual; /* bf16, like y, added last; may be y itself; or NULL */
   uint64_t y_stride;
+  float *y_wide; /* or NULL: fp32 in place of y, for logits; panels of up to 64 tokens, no pairs */
   float *partials;    /* (slots, PANEL_TOKENS, 128) */
   uint32_t *counters; /* (outputs), zero between launches */
   enum product_pair activation;

@@ -151,6 +151,7 @@ DEVICE uint32_t shuffle_from(uint32_t value, uint32_t lane) {
 DEVICE uint16_t bf16_round(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 DEVICE float bf16_widen(uint16_t x) { return __uint_as_float((uint32_t)x << 16); }
 DEVICE float f16_widen(uint16_t x) { return __half2float(__ushort_as_half(x)); }
+DEVICE uint16_t f16_round(float x) { return __half_as_ushort(__float2half_rn(x)); }
 DEVICE uint32_t bits_of_float(float x) { return __float_as_uint(x); }
 DEVICE float float_of_bits(uint32_t x) { return __uint_as_float(x); }
 DEVICE uint64_t bits_of_double(double x) { return (uint64_t)__double_as_longlong(x); }
