@@ -123,7 +123,8 @@ static enum status side_states(struct side *side, const struct windows *windows,
 static enum status decoding_init(struct decoding *d, const struct eval_request *request,
                                  int64_t batch, struct error *err) {
   const struct model_config *config = model_config(request->model);
-  const struct session_settings settings = {batch, request->windows->length, DTYPE_F16};
+  const struct session_settings settings = {
+      .slots = batch, .capacity = request->windows->length, .kv = DTYPE_F16};
   const size_t count = (size_t)batch, row = (size_t)config->vocab_size * sizeof(float);
   d->slots = mem_alloc(count, sizeof *d->slots, err);
   d->ids = mem_alloc(count, sizeof *d->ids, err);

@@ -57,7 +57,8 @@ static enum status run_init(struct run *r, bool decoding, struct error *err) {
   if (!r->ids || !r->slots || !r->logits) return STATUS_FAILED;
   fill_prompt(r->ids, count, vocab_size);
   for (int64_t i = 0; i < r->batch; i++) r->slots[i] = i;
-  struct session_settings session = {decoding ? r->batch : 1, capacity, r->settings->kv};
+  struct session_settings session = {
+      .slots = decoding ? r->batch : 1, .capacity = capacity, .kv = r->settings->kv};
   enum status status = model_session_new_with(&r->session, r->model, &session, err);
   if (!status) model_session_set_precision(r->session, r->settings->precision);
   return status;
@@ -71,7 +72,7 @@ static void truncate_all(struct run *r) {
 static enum status fill_slots(struct run *r, struct error *err) {
   enum status status = model_slot_append(r->session, 0, r->ids, SPEED_CONTEXT_MOST, NULL, err);
   for (int64_t i = 1; i < r->batch && !status; i++)
-    model_slot_copy(r->session, i, 0, SPEED_CONTEXT_MOST);
+    status = model_slot_copy(r->session, i, 0, SPEED_CONTEXT_MOST, err);
   if (!status) truncate_all(r);
   return status;
 }

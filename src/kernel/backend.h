@@ -24,12 +24,15 @@ struct mask_decay {
   const double *squares; /* in the backend's memory, or NULL */
 };
 
+struct serve_ops;
+
 struct backend {
   const char *name; /* "cpu", "cuda" */
   bool is_host;     /* its memory is the host's: what is there need not be copied */
   /* Elements of logits that exist at a time: rows of the head's products are many enough to keep
    * the machine busy, and few enough to be paid for. */
   int64_t logit_elements;
+  const struct serve_ops *serve; /* decoding on a card (kernel/serve.h), or NULL */
 
   /* --- memory --- */
   /* Zeroed, aligned to 64 bytes. */

@@ -46,6 +46,7 @@ struct model {
   size_t tensor_count, tensor_capacity, origin_capacity;
   void **owned; /* memory of all else */
   size_t owned_count, owned_capacity;
+  struct card *card;        /* of a model placed to run: its weights, packed (card.h) */
   const struct model *host; /* of a placed model (place.c): what it shares all else with */
 };
 

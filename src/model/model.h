@@ -69,6 +69,13 @@ void model_close(struct model *model);
  * host (model_tensor_expand and its like) reads those of `host`. No sessions, no branches. */
 enum status model_place(struct model **out, const struct model *host, const struct backend *backend,
                         struct error *err);
+/* A copy that is to decode there, and nothing else: sessions alone may be opened on it. Its
+ * matrices are packed for the card's products (sparse/fragments.h): hybrid ones stay hybrid,
+ * integers stay integers, all else is rounded to bf16; of `host`, whose weights must not have been
+ * prepared, only what describes them is read afterwards. STATUS_REFUSED where the backend has no
+ * decoding. */
+enum status model_place_to_run(struct model **out, const struct model *host,
+                               const struct backend *backend, struct error *err);
 const struct backend *model_backend(const struct model *model);
 
 const struct model_config *model_config(const struct model *model);
@@ -245,7 +252,10 @@ enum status model_session_new_slots(struct model_session **out, const struct mod
  * a scale for each position and head. */
 struct session_settings {
   int64_t slots, capacity;
-  enum dtype kv;
+  enum dtype kv; /* on a card f16 or bf16 */
+  /* On a card keys and values take pages of 16 positions when texts grow: how many there are for
+   * all slots; 0: as many as all can fill. */
+  int64_t pages;
 };
 enum status model_session_new_with(struct model_session **out, const struct model *model,
                                    const struct session_settings *settings, struct error *err);
@@ -255,12 +265,39 @@ enum status model_slot_append(struct model_session *session, int64_t slot, const
                               int64_t count, float *logits, struct error *err);
 /* As model_session_truncate; 0 makes the slot free for another text. */
 void model_slot_truncate(struct model_session *session, int64_t slot, int64_t length);
-/* Makes the first `length` tokens of slot `from` those of slot `to`, in place of what it held. */
-void model_slot_copy(struct model_session *session, int64_t to, int64_t from, int64_t length);
+/* Makes the first `length` tokens of slot `from` those of slot `to`, in place of what it held.
+ * STATUS_REFUSED when there are no pages for them. */
+enum status model_slot_copy(struct model_session *session, int64_t to, int64_t from, int64_t length,
+                            struct error *err);
 /* Appends ids[i] to slots[i] for each i < count and gives the logits after each: logits (count,
  * vocab_size). Slots are named at most once. STATUS_REFUSED, with no slot changed, when one is full
  * or an id is outside the vocabulary; when logits are not numbers, after the step. */
 enum status model_session_step(struct model_session *session, const int64_t *slots,
                                const int32_t *ids, int64_t count, float *logits, struct error *err);
+
+/* --- drawing where the logits are ---
+ * A session of a model that was placed to run (model_place_to_run) keeps the logits of its last
+ * step or append, whose `logits` may then be NULL, and draws tokens from them. */
+struct model_draw {
+  int64_t slot; /* whose tokens were seen */
+  double temperature;
+  int64_t top_k;
+  double top_p, min_p, repetition_penalty; /* as in generate/sampler.h */
+  double uniform;                          /* in [0, 1), not used where temperature is 0 */
+};
+bool model_session_draws(const struct model_session *session);
+/* Draws for row i of the last step (row 0 of an append) by draws[i]: ids (count). The tokens of
+ * generate/sampler.c for the same uniform, but where the draw lies within 2^-26 of the border of
+ * two candidates, or a filter's border does, and candidates of less than 2^-45 of the likeliest are
+ * never drawn. */
+enum status model_session_draw(struct model_session *session, const struct model_draw *draws,
+                               int64_t count, int32_t *ids, struct error *err);
+/* Makes `seen` (vocab_size, 1 = seen) the tokens that a slot's draws penalise; draws add to them.
+ */
+enum status model_slot_see(struct model_session *session, int64_t slot, const uint8_t *seen,
+                           struct error *err);
+/* Whether steps are recorded, each number of texts once, and then run as one piece (a CUDA graph):
+ * the same results, fewer launches. Off until set; without effect on the CPU. */
+void model_session_record(struct model_session *session, bool on);
 
 #endif

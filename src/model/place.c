@@ -1,19 +1,12 @@
 /* A model in another backend's memory: see model_place. What is on the host stays shared: names,
  * configuration, masks' counts, and the weights themselves, for those who read them there. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
-#include "model/internal.h"
+#include "model/card.h"
 
-struct placing {
-  struct model *to;
-  enum status status;
-  struct error *err;
-};
-
-/* The copy of `bytes` at `from`, remembered for model_give_back; NULL for NULL, or after a failure.
- */
-static void *place(struct placing *p, const void *from, size_t bytes) {
+void *place(struct placing *p, const void *from, size_t bytes) {
   struct model *m = p->to;
   void *memory = NULL;
   if (!from || p->status != STATUS_OK) return NULL;
@@ -69,6 +62,12 @@ static void place_block(struct placing *p, const struct block_norms *from, struc
   to->k = place_floats(p, from->k, c->head_dim);
 }
 
+static void place_norms(struct placing *p, const struct model *host) {
+  struct model *m = p->to;
+  m->final_norm = place_floats(p, host->final_norm, m->config.hidden_size);
+  for (int i = 0; i < m->config.layers; i++) place_block(p, &host->blocks[i], &m->blocks[i]);
+}
+
 static void place_all(struct placing *p, const struct model *host) {
   struct model *m = p->to;
   place_weight(p, &m->embed);
@@ -76,8 +75,7 @@ static void place_all(struct placing *p, const struct model *host) {
     m->lm_head = m->embed;
   else
     place_weight(p, &m->lm_head);
-  m->final_norm = place_floats(p, host->final_norm, m->config.hidden_size);
-  for (int i = 0; i < m->config.layers; i++) place_block(p, &host->blocks[i], &m->blocks[i]);
+  place_norms(p, host);
   for (int i = 0; i < model_site_count(m); i++) {
     struct linear_site *site = &m->sites[i];
     *site = host->sites[i];
@@ -86,8 +84,9 @@ static void place_all(struct placing *p, const struct model *host) {
   }
 }
 
-enum status model_place(struct model **out, const struct model *host, const struct backend *backend,
-                        struct error *err) {
+/* A model in the backend's memory without its weights. */
+static enum status begin(struct model **out, const struct model *host,
+                         const struct backend *backend, struct error *err) {
   INVARIANT(!host->headers_only && !host->host);
   struct model *m = mem_alloc(1, sizeof *m, err);
   if (!m) return STATUS_FAILED;
@@ -98,17 +97,46 @@ enum status model_place(struct model **out, const struct model *host, const stru
   m->owned_count = m->owned_capacity = 0;
   m->blocks = mem_alloc((size_t)m->config.layers, sizeof *m->blocks, err);
   m->sites = mem_alloc((size_t)model_site_count(m), sizeof *m->sites, err);
-  struct placing p = {m, m->blocks && m->sites ? STATUS_OK : STATUS_FAILED, err};
-  if (p.status == STATUS_OK) place_all(&p, host);
-  if (p.status == STATUS_OK) p.status = backend->wait(err);
-  if (p.status == STATUS_OK)
+  *out = m;
+  return m->blocks && m->sites ? STATUS_OK : STATUS_FAILED;
+}
+
+static enum status end(struct placing *p, struct model **out) {
+  struct model *m = p->to;
+  if (p->status == STATUS_OK) p->status = m->backend->wait(p->err);
+  if (p->status == STATUS_OK)
     *out = m;
   else
     model_give_back(m);
-  return p.status;
+  return p->status;
+}
+
+enum status model_place(struct model **out, const struct model *host, const struct backend *backend,
+                        struct error *err) {
+  struct placing p = {.err = err};
+  p.status = begin(&p.to, host, backend, err);
+  if (!p.to) return p.status;
+  if (p.status == STATUS_OK) place_all(&p, host);
+  return end(&p, out);
+}
+
+enum status model_place_to_run(struct model **out, const struct model *host,
+                               const struct backend *backend, struct error *err) {
+  struct placing p = {.err = err};
+  if (!backend->serve)
+    return error_set(err, STATUS_REFUSED, "decoding on %s is not supported", backend->name);
+  p.status = begin(&p.to, host, backend, err);
+  if (!p.to) return p.status;
+  if (p.status == STATUS_OK) place_norms(&p, host);
+  if (p.status == STATUS_OK) {
+    memcpy(p.to->sites, host->sites, (size_t)model_site_count(host) * sizeof *host->sites);
+    p.status = card_new(&p, host);
+  }
+  return end(&p, out);
 }
 
 void model_give_back(struct model *m) {
+  card_free(m->card, m->backend);
   for (size_t i = 0; i < m->owned_count; i++) m->backend->free(m->owned[i]);
   free(m->owned);
   mem_free(m->blocks);

@@ -6,12 +6,13 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "model/internal.h"
+#include "model/card.h"
 
 enum { CHUNK_TOKENS = 512 };
 
 struct model_session {
   const struct model *model;
+  struct card_session *card; /* of a model on a card: the session itself; the rest is not used */
   struct model_workspace *ws;
   int64_t slots, capacity, chunk;
   int64_t *lengths; /* (slots) */
@@ -60,7 +61,7 @@ static enum status allocate(struct model_session *s, enum dtype kv, struct error
 enum status model_session_new_with(struct model_session **out, const struct model *model,
                                    const struct session_settings *settings, struct error *err) {
   int64_t capacity = settings->capacity, slots = settings->slots;
-  INVARIANT(model->backend->is_host);
+  INVARIANT(model->backend->is_host || model->card);
   if (capacity < 1)
     return error_set(err, STATUS_USAGE, "a session needs room for at least one token");
   if (slots < 1 || slots > SESSION_SLOTS_MAX)
@@ -72,6 +73,14 @@ enum status model_session_new_with(struct model_session **out, const struct mode
                               .slots = slots,
                               .capacity = capacity,
                               .chunk = capacity < CHUNK_TOKENS ? capacity : CHUNK_TOKENS};
+  if (model->card) {
+    enum status made = card_session_new(&s->card, model, settings, err);
+    if (made)
+      mem_free(s);
+    else
+      *out = s;
+    return made;
+  }
   enum status status = allocate(s, settings->kv, err);
   /* rows of a step or of a chunk: the workspace does not mind whose they are */
   struct model_shape most = {s->chunk > slots ? s->chunk : slots, 1};
@@ -86,7 +95,7 @@ enum status model_session_new_with(struct model_session **out, const struct mode
 
 enum status model_session_new_slots(struct model_session **out, const struct model *model,
                                     int64_t slots, int64_t capacity, struct error *err) {
-  struct session_settings settings = {slots, capacity, DTYPE_F32};
+  struct session_settings settings = {.slots = slots, .capacity = capacity, .kv = DTYPE_F32};
   return model_session_new_with(out, model, &settings, err);
 }
 
@@ -96,11 +105,12 @@ enum status model_session_new(struct model_session **out, const struct model *mo
 }
 
 void model_session_set_precision(struct model_session *s, enum precision precision) {
-  model_workspace_set_precision(s->ws, precision);
+  if (!s->card) model_workspace_set_precision(s->ws, precision);
 }
 
 void model_session_free(struct model_session *s) {
   if (!s) return;
+  card_session_free(s->card);
   model_workspace_free(s->ws);
   mem_free(s->memory);
   mem_free(s->partials);
@@ -116,11 +126,16 @@ static bool is_slot(const struct model_session *s, int64_t slot) {
 }
 
 int64_t model_slot_length(const struct model_session *s, int64_t slot) {
+  if (s->card) return card_slot_length(s->card, slot);
   INVARIANT(is_slot(s, slot));
   return s->lengths[slot];
 }
 
 void model_slot_truncate(struct model_session *s, int64_t slot, int64_t length) {
+  if (s->card) {
+    card_slot_truncate(s->card, slot, length);
+    return;
+  }
   INVARIANT(is_slot(s, slot) && length >= 0 && length <= s->lengths[slot]);
   s->lengths[slot] = length;
 }
@@ -130,7 +145,9 @@ static struct kv_cache cache_of(const struct model_session *s, int64_t slot, int
   return kv_cache_at(&s->shape, s->memory + at * s->layer_bytes);
 }
 
-void model_slot_copy(struct model_session *s, int64_t to, int64_t from, int64_t length) {
+enum status model_slot_copy(struct model_session *s, int64_t to, int64_t from, int64_t length,
+                            struct error *err) {
+  if (s->card) return card_slot_copy(s->card, to, from, length, err);
   INVARIANT(is_slot(s, to) && is_slot(s, from) && to != from);
   INVARIANT(length >= 0 && length <= s->lengths[from]);
   for (int i = 0; i < s->model->config.layers; i++) {
@@ -138,6 +155,7 @@ void model_slot_copy(struct model_session *s, int64_t to, int64_t from, int64_t 
     kv_cache_copy(&dest, &source, length);
   }
   s->lengths[to] = length;
+  return STATUS_OK;
 }
 
 /* Blocks over the embedded tokens in ws->hidden: `length` of each of slots (count). */
@@ -171,6 +189,7 @@ static enum status read_logits(struct model_session *s, int64_t first, int64_t c
 
 enum status model_slot_append(struct model_session *s, int64_t slot, const int32_t *ids,
                               int64_t count, float *logits, struct error *err) {
+  if (s->card) return card_slot_append(s->card, slot, ids, count, logits, err);
   INVARIANT(is_slot(s, slot));
   int64_t before = s->lengths[slot], last = 0;
   if (count < 1) return error_set(err, STATUS_USAGE, "there are no tokens to append");
@@ -211,6 +230,7 @@ static enum status check_step(struct model_session *s, const int64_t *slots, int
 
 enum status model_session_step(struct model_session *s, const int64_t *slots, const int32_t *ids,
                                int64_t count, float *logits, struct error *err) {
+  if (s->card) return card_session_step(s->card, slots, ids, count, logits, err);
   enum status status = check_step(s, slots, count, err);
   if (status == STATUS_OK) status = model_embed(s->model, ids, count, s->ws->hidden, err);
   if (status != STATUS_OK) return status;
@@ -223,6 +243,26 @@ int64_t model_kv_bytes_per_position(const struct model *m, enum dtype kv) {
   size_t bytes;
   INVARIANT(kv_cache_shape(&shape, kv, m->config.kv_heads, m->config.head_dim, 1, &bytes));
   return m->config.layers * kv_cache_position_bytes(&shape);
+}
+
+/* --- on a card --- */
+
+bool model_session_draws(const struct model_session *s) { return s->card != NULL; }
+
+enum status model_session_draw(struct model_session *s, const struct model_draw *draws,
+                               int64_t count, int32_t *ids, struct error *err) {
+  INVARIANT(s->card);
+  return card_session_draw(s->card, draws, count, ids, err);
+}
+
+enum status model_slot_see(struct model_session *s, int64_t slot, const uint8_t *seen,
+                           struct error *err) {
+  INVARIANT(s->card);
+  return card_slot_see(s->card, slot, seen, err);
+}
+
+void model_session_record(struct model_session *s, bool on) {
+  if (s->card) card_session_record(s->card, on);
 }
 
 /* --- the face of a session of one text --- */

@@ -166,7 +166,7 @@ enum status workspace_make(struct model_workspace **out, const struct model *mod
                            struct error *err) {
   const struct model_config *config = &model->config;
   INVARIANT(most.sequences >= 1 && most.length >= 1 && positions >= most.length);
-  INVARIANT(!model->headers_only);
+  INVARIANT(!model->headers_only && !model->card);
   struct model_workspace *ws = mem_alloc(1, sizeof *ws, err);
   if (!ws) return STATUS_FAILED;
   *ws = blank(model, most, positions, train, checkpoint);

@@ -47,8 +47,8 @@ enum status fragment_pack_dense(struct fragment_matrix *out, struct matrix_view 
  */
 enum status fragment_pack_quant(struct fragment_matrix *out, const struct quant_matrix *q,
                                 struct error *err);
-/* The strips of `first`, then those of `second`, which has the same shape and form: for a product
- * of both at once. Copies. */
+/* The strips of `first`, then those of `second`, which has the same columns and form: for a product
+ * of both at once. Rows of the second begin at the next multiple of 128. Copies. */
 enum status fragment_join(struct fragment_matrix *out, const struct fragment_matrix *first,
                           const struct fragment_matrix *second, struct error *err);
 void fragment_release(struct fragment_matrix *f);

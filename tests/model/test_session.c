@@ -135,7 +135,7 @@ static void check_slots(const char *name) {
   model_slot_truncate(s, 3, 0);
   must(model_slot_append(s, 3, ids, 30, got, &err), err);
   close_to_whole(name, 29);
-  model_slot_copy(s, 5, 3, 21);
+  must(model_slot_copy(s, 5, 3, 21, &err), err);
   assert_int_equal(model_slot_length(s, 5), 21);
   step(name, s, (int64_t[]){5, 3, 0}, 3);
   step(name, s, all, SLOTS);
@@ -184,7 +184,7 @@ static void kept_in_fewer_bits(void **state) {
     struct model *model = open_golden(families[f]);
     all_logits(model);
     for (int i = 0; i < 3; i++) {
-      struct session_settings settings = {2, LENGTH, kinds[i].kv};
+      struct session_settings settings = {.slots = 2, .capacity = LENGTH, .kv = kinds[i].kv};
       struct model_session *s;
       must(model_session_new_with(&s, model, &settings, &err), err);
       for (int64_t p = 0, at = 0; p < 6; p++) {
@@ -195,7 +195,7 @@ static void kept_in_fewer_bits(void **state) {
           fail_msg("%s in %s at %d: relative error %g", families[f],
                    dtype_traits(kinds[i].kv)->name, (int)at, error);
       }
-      model_slot_copy(s, 0, 1, 99);
+      must(model_slot_copy(s, 0, 1, 99, &err), err);
       must(model_slot_append(s, 0, ids + 99, 1, got, &err), err);
       assert_true(relative_error(got, whole + 99 * VOCAB, VOCAB) < kinds[i].most);
       model_session_free(s);

@@ -7,6 +7,7 @@
 
 #include "kernel/cuda/column.h"
 #include "kernel/gemm.h"
+#include "support/cuda_emulated_internal.h"
 #include "support/simt.h"
 /* needs the vocabulary above */
 #include "kernel/cuda/learn_kernels.h"
@@ -30,7 +31,7 @@ static void reach(bool open) {
   assert_int_equal(mprotect(card.memory, card.bytes, open ? PROT_READ | PROT_WRITE : PROT_NONE), 0);
 }
 
-static enum status card_alloc(void *ctx, size_t bytes, void **out, struct error *err) {
+enum status emulated_alloc(void *ctx, size_t bytes, void **out, struct error *err) {
   (void)ctx;
   const size_t whole = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
   if (whole > card.bytes - card.used)
@@ -43,7 +44,7 @@ static enum status card_alloc(void *ctx, size_t bytes, void **out, struct error 
   return STATUS_OK;
 }
 
-static void card_free(void *ctx, void *memory) {
+void emulated_free(void *ctx, void *memory) {
   (void)ctx;
   struct simt_launch *l = &card.launch;
   if (!memory) return;
@@ -63,8 +64,8 @@ static enum status card_move(void *to, const void *from, size_t bytes) {
   reach(false);
   return STATUS_OK;
 }
-static enum status card_upload(void *ctx, void *to, const void *from, size_t bytes,
-                               struct error *err) {
+enum status emulated_upload(void *ctx, void *to, const void *from, size_t bytes,
+                            struct error *err) {
   (void)ctx, (void)err;
   return card_move(to, from, bytes);
 }
@@ -86,10 +87,8 @@ static enum status card_wait(void *ctx, struct error *err) {
   return STATUS_OK;
 }
 
-static enum status card_launch(void *ctx, enum learn_kernel kernel, uint32_t blocks,
-                               uint32_t threads, uint32_t shared_bytes, const void *args,
-                               struct error *err) {
-  (void)ctx, (void)err;
+void emulated_launch(void (*kernel)(const void *), const char *what, uint32_t blocks,
+                     uint32_t threads, uint32_t shared_bytes, const void *args) {
   struct simt_report report;
   assert_true(shared_bytes <= emulated_card.block_shared_bytes);
   card.launch.blocks = blocks;
@@ -97,11 +96,21 @@ static enum status card_launch(void *ctx, enum learn_kernel kernel, uint32_t blo
   card.launch.shared_bytes = shared_bytes;
   card.launch.order = emulated_card.order;
   reach(true);
-  simt_run(&card.launch, kernels[kernel], args, &report);
+  simt_run(&card.launch, kernel, args, &report);
   reach(false);
-  if (report.failed) fail_msg("kernel %d: %s", (int)kernel, report.text);
-  emulated_card.launches[kernel]++;
+  if (report.failed) fail_msg("%s: %s", what, report.text);
   emulated_card.bank_conflicts += report.bank_conflicts;
+}
+
+static enum status card_launch(void *ctx, enum learn_kernel kernel, uint32_t blocks,
+                               uint32_t threads, uint32_t shared_bytes, const void *args,
+                               struct error *err) {
+  static const char *const names[] = {
+#define KERNEL_NAME(name, type) #name,
+      LEARN_KERNELS(KERNEL_NAME)};
+  (void)ctx, (void)err;
+  emulated_launch(kernels[kernel], names[kernel], blocks, threads, shared_bytes, args);
+  emulated_card.launches[kernel]++;
   return STATUS_OK;
 }
 
@@ -119,11 +128,11 @@ static enum status card_multiply(void *ctx, const struct dense_product *p, struc
 
 const struct backend *emulated_open(size_t memory_bytes) {
   static const struct cuda_runtime template = {.multiprocessors = 1,
-                                               .alloc = card_alloc,
-                                               .free = card_free,
-                                               .upload = card_upload,
+                                               .alloc = emulated_alloc,
+                                               .free = emulated_free,
+                                               .upload = emulated_upload,
                                                .download = card_download,
-                                               .copy = card_upload,
+                                               .copy = emulated_upload,
                                                .clear = card_clear,
                                                .wait = card_wait,
                                                .launch = card_launch,
@@ -132,6 +141,7 @@ const struct backend *emulated_open(size_t memory_bytes) {
   simt_need_fibers();
   emulated_card = (struct emulated_card){.block_shared_bytes = 99 << 10};
   runtime = template;
+  runtime.serve = emulated_serve();
   runtime.block_shared_bytes = emulated_card.block_shared_bytes;
   card.bytes = (memory_bytes + 4095) / 4096 * 4096;
   card.memory =
@@ -142,6 +152,7 @@ const struct backend *emulated_open(size_t memory_bytes) {
 
 void emulated_close(void) {
   cuda_column_close();
+  emulated_serve_close();
   assert_int_equal(card.live, 0); /* nothing leaks */
   munmap(card.memory, card.bytes);
   memset(&card, 0, sizeof card);

@@ -311,7 +311,7 @@ static void distill(const float *logits, const float *teacher, const int32_t *ta
 /* --- the column --- */
 
 const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
-  static const struct backend column = {
+  static struct backend column = {
       .name = "cuda",
       .is_host = false,
       .logit_elements = CUDA_LOGIT_ELEMENTS,
@@ -348,6 +348,7 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
   };
   INVARIANT(!cuda_column.runtime);
   cuda_column = (struct cuda_column){.runtime = runtime};
+  column.serve = runtime->serve ? column_serve_ops() : NULL;
   return &column;
 }
 

@@ -24,6 +24,8 @@ struct dense_product {
   float *c;
 };
 
+struct serve_runtime; /* column_serve.h */
+
 struct cuda_runtime {
   void *ctx; /* the first argument of all below */
   uint32_t multiprocessors, block_shared_bytes;
@@ -37,6 +39,7 @@ struct cuda_runtime {
   enum status (*launch)(void *ctx, enum learn_kernel kernel, uint32_t blocks, uint32_t threads,
                         uint32_t shared_bytes, const void *args, struct error *err);
   enum status (*multiply)(void *ctx, const struct dense_product *product, struct error *err);
+  const struct serve_runtime *serve; /* decoding; or NULL */
 };
 
 /* The column over `runtime`, which must stay until it is closed. */

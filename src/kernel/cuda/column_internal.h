@@ -38,6 +38,9 @@ void column_launch(enum learn_kernel kernel, uint32_t blocks, uint32_t threads,
 uint32_t column_blocks(uint64_t items, uint32_t per_block);
 uint32_t column_element(enum dtype dtype);
 
+/* column_serve.c */
+const struct serve_ops *column_serve_ops(void);
+
 /* --- column_attention.c, column_mask.c: as in kernel/backend.h --- */
 
 void column_attention_forward(const struct attention_shape *shape, const float *q, const float *k,
