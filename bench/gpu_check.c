@@ -232,10 +232,13 @@ int gpu_check_products(const struct gpu_run *run, FILE *ledger) {
           "date,commit,card,kernel,rows,cols,dense_tiles,tokens,error_over_allowed,"
           "relative_to_cpu,same_bits,right\n");
 #define CHECK_KERNEL(panel, threads) {panel, 0, false},
-#define CHECK_TALL(panel) {panel, 0, true},
-#define CHECK_CLUSTERS(panel) {panel, 1, false}, {panel, 2, false}, {panel, 4, false},
-  static const struct gpu_variant variants[] = {
-      PRODUCT_KERNELS(CHECK_KERNEL) CLUSTER_KERNELS(CHECK_CLUSTERS) TALL_KERNELS(CHECK_TALL)};
+  static const struct gpu_variant variants[] = {PRODUCT_KERNELS(CHECK_KERNEL){128, 1, false},
+                                                {128, 2, false},
+                                                {128, 4, false},
+                                                {256, 1, false},
+                                                {256, 2, false},
+                                                {256, 4, false},
+                                                {128, 0, true}};
   for (size_t k = 0; k < sizeof variants / sizeof *variants; k++)
     for (size_t m = 0; m < sizeof matrices / sizeof *matrices; m++) {
       if (!gpu_variant_runs(run->gpu, (struct fragment_form){FRAGMENT_BF16, false, false},

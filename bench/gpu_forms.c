@@ -51,11 +51,14 @@ static void make_fragments(struct fragment_matrix *f, const struct quant_form *f
   mask_matrix_free(&mask);
 }
 
-static double dot(const struct fragment_matrix *f, int64_t row, const uint16_t *x, double *size) {
+/* `rounded`: prefill multiplies the weights of integers rounded to bf16. */
+static double dot(const struct fragment_matrix *f, bool rounded, int64_t row, const uint16_t *x,
+                  double *size) {
   float w[COLS];
   double sum = 0;
   *size = 1;
   fragment_row(f, row, w);
+  for (int64_t k = 0; k < COLS && rounded; k++) w[k] = bf16_to_f32(bf16_from_f32(w[k]));
   for (int64_t k = 0; k < COLS; k++) {
     const double term = (double)w[k] * bf16_to_f32(x[k]);
     sum += term;
@@ -67,13 +70,15 @@ static double dot(const struct fragment_matrix *f, int64_t row, const uint16_t *
 /* The largest error over what is allowed: the rounding to bf16, and what fp32 sums lose. `up` NULL:
  * no pair; else SiLU. */
 static double worst_error(const struct fragment_matrix *gate, const struct fragment_matrix *up,
-                          const uint16_t *x, uint32_t tokens, const uint16_t *y) {
+                          bool rounded, const uint16_t *x, uint32_t tokens, const uint16_t *y) {
   double worst = 0;
   for (int64_t row = 0; row < ROWS; row++)
     for (uint32_t t = 0; t < tokens; t++) {
-      double size, up_size, sum = dot(gate, row, x + t * X_STRIDE, &size), allowed = 1e-5 * size;
+      double size, up_size, sum = dot(gate, rounded, row, x + t * X_STRIDE, &size),
+                            allowed = 1e-5 * size;
       if (up) {
-        const double other = dot(up, row, x + t * X_STRIDE, &up_size), f = sum / (1 + exp(-sum));
+        const double other = dot(up, rounded, row, x + t * X_STRIDE, &up_size),
+                     f = sum / (1 + exp(-sum));
         allowed = 1e-5 * (1 + 1.2 * size * fabs(other) + fabs(f) * up_size);
         sum = f * other;
       }
@@ -85,12 +90,12 @@ static double worst_error(const struct fragment_matrix *gate, const struct fragm
 
 /* Twice on the card; returns the worst error, or infinity when the two differ. */
 static double check(struct gpu *gpu, const struct fragment_matrix *gate,
-                    const struct fragment_matrix *up, uint32_t tokens, uint32_t panel) {
+                    const struct fragment_matrix *up, uint32_t tokens, struct gpu_variant variant) {
   struct error err = {0};
   struct gpu_matrix m;
   struct gpu_product p;
-  struct rng rng = rng_make(tokens, panel);
-  const struct gpu_variant variant = {panel, 0, false};
+  struct rng rng = rng_make(tokens, variant.panel_tokens);
+  const bool rounded = gate->form.scales && (variant.cluster || variant.tall);
   const size_t x_count = (size_t)tokens * X_STRIDE, y_bytes = (size_t)tokens * ROWS * 2;
   uint16_t *x = must_alloc(x_count, 2), *y[2] = {must_alloc(y_bytes, 1), must_alloc(y_bytes, 1)};
   void *x_card, *y_card;
@@ -108,8 +113,9 @@ static double check(struct gpu *gpu, const struct fragment_matrix *gate,
     gpu_must(gpu_product_run(gpu, &p, &operands, &err), &err);
     gpu_must(gpu_download(gpu, y[run], y_card, y_bytes, &err), &err);
   }
-  const double worst =
-      memcmp(y[0], y[1], y_bytes) ? (double)INFINITY : worst_error(gate, up, x, tokens, y[0]);
+  const double worst = memcmp(y[0], y[1], y_bytes)
+                           ? (double)INFINITY
+                           : worst_error(gate, up, rounded, x, tokens, y[0]);
   gpu_free(gpu, x_card);
   gpu_free(gpu, y_card);
   gpu_product_free(gpu, &p);
@@ -120,6 +126,26 @@ static double check(struct gpu *gpu, const struct fragment_matrix *gate,
   return worst;
 }
 
+struct forms_check {
+  const struct gpu_run *run;
+  FILE *ledger;
+  const struct quant_form *form;
+  const struct fragment_matrix *gate, *up;
+};
+
+/* One row of the ledger; returns how many failed. */
+static int check_row(const struct forms_check *c, bool pair, uint32_t tokens,
+                     struct gpu_variant variant) {
+  char name[32];
+  const double worst = check(c->run->gpu, c->gate, pair ? c->up : NULL, tokens, variant);
+  gpu_variant_name(variant, name);
+  gpu_row_begin(c->ledger, c->run);
+  fprintf(c->ledger, "%s%s_%s_g%lld%s,%d,%d,0.5,%u,%.3g,,%d,%d\n", pair ? "pair_" : "", name,
+          quant_type_name(c->form->type), (long long)c->form->group, c->form->mins ? "_mins" : "",
+          ROWS, COLS, tokens, worst, !isinf(worst), worst <= 1);
+  return !(worst <= 1);
+}
+
 int gpu_check_forms(const struct gpu_run *run, FILE *ledger) {
   static const struct quant_form forms[] = {
       {QUANT_I8, 0, false}, {QUANT_I8, 32, false}, {QUANT_I4, 32, false}, {QUANT_I4, 32, true}};
@@ -127,19 +153,18 @@ int gpu_check_forms(const struct gpu_run *run, FILE *ledger) {
   int failures = 0;
   for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
     struct fragment_matrix gate, up;
+    struct gpu_variant prefill[GPU_VARIANTS_MAX];
     make_fragments(&gate, &forms[i], 1);
     make_fragments(&up, &forms[i], 2);
+    const struct forms_check c = {run, ledger, &forms[i], &gate, &up};
     for (size_t k = 0; k < 8; k++) {
       const uint32_t panel = panels[k % 4], tokens = panel + (k % 2 ? 3 : 0) - (k == 0 ? 7 : 0);
-      const bool pair = k / 4;
-      const double worst = check(run->gpu, &gate, pair ? &up : NULL, tokens, panel);
-      gpu_row_begin(ledger, run);
-      fprintf(ledger, "%s_%s_g%lld%s_%u,%d,%d,0.5,%u,%.3g,,%d,%d\n", pair ? "pair" : "product",
-              quant_type_name(forms[i].type), (long long)forms[i].group,
-              forms[i].mins ? "_mins" : "", panel, ROWS, COLS, tokens, worst, !isinf(worst),
-              worst <= 1);
-      failures += !(worst <= 1);
+      failures += check_row(&c, k / 4, tokens, (struct gpu_variant){panel, 0, false});
     }
+    const int count = gpu_variants(run->gpu, gate.form, gate.strips, 300, prefill);
+    for (int k = 0; k < count; k++)
+      if (prefill[k].cluster || prefill[k].tall)
+        failures += check_row(&c, false, k % 2 ? 300 : 77, prefill[k]);
     fragment_release(&gate);
     fragment_release(&up);
   }

@@ -37,15 +37,23 @@ int main(int argc, char **argv) {
            (stages - 1) * fragment_step_bytes(form, true));                                       \
   }
   QUANT_KERNELS(QUANT_ROW)
-#define TALL_ROW(tokens)                                                                          \
-  printf("tall_%d %d %u %u %u\n", tokens, TALL_THREADS, tall_stages(tokens, limit),               \
-         tall_shared_bytes(tokens, tall_stages(tokens, limit)),                                   \
-         (tall_stages(tokens, limit) - 1) * TALL_STRIPS * FRAGMENT_SPARSE_STEP_BYTES);
+#define TALL_ROW(of, name, tokens)                                                                \
+  {                                                                                               \
+    const struct fragment_form form = {FRAGMENT_##of, FRAGMENT_##of != FRAGMENT_BF16, false};     \
+    const uint32_t stages = tall_stages(form.kind, tokens, limit);                                \
+    printf("%s %d %u %u %u\n", #name, TALL_THREADS, stages,                                       \
+           tall_shared_bytes(form.kind, tokens, stages),                                          \
+           (stages - 1) * TALL_STRIPS * fragment_step_bytes(form, true));                         \
+  }
   TALL_KERNELS(TALL_ROW)
-#define CLUSTER_ROW(tokens)                                                                       \
-  printf("cluster_%d %d %u %u %u\n", tokens, CLUSTER_THREADS, cluster_stages(tokens, limit),      \
-         cluster_shared_bytes(tokens, cluster_stages(tokens, limit)),                             \
-         (cluster_stages(tokens, limit) - 1) * FRAGMENT_SPARSE_STEP_BYTES);
+#define CLUSTER_ROW(of, name, tokens)                                                             \
+  {                                                                                               \
+    const struct fragment_form form = {FRAGMENT_##of, FRAGMENT_##of != FRAGMENT_BF16, false};     \
+    const uint32_t stages = cluster_stages(form.kind, tokens, limit);                             \
+    printf("%s %d %u %u %u\n", #name, CLUSTER_THREADS, stages,                                    \
+           cluster_shared_bytes(form.kind, tokens, stages),                                       \
+           (stages - 1) * fragment_step_bytes(form, true));                                       \
+  }
   CLUSTER_KERNELS(CLUSTER_ROW)
   return 0;
 }
@@ -95,7 +103,7 @@ echo "$cards" | while read -r card shared warps blocks; do
     }' "$work/shapes.txt" "$work/log" | sort -t, -k2,2V >>"$out"
 done
 awk -F, 'NR > 1 && ($5 > 0 || $8 < 1) { print "does not fit or spills: " $0; bad = 1 }
-  NR > 1 { n++ } END { if (n != 61) { print n + 0 " kernels compiled, 61 expected"; bad = 1 } exit bad }' \
+  NR > 1 { n++ } END { if (n != 71) { print n + 0 " kernels compiled, 71 expected"; bad = 1 } exit bad }' \
   "$out" >&2
 cp "$out" results/cuda_kernels.csv
 column -s, -t results/cuda_kernels.csv 2>/dev/null || cat results/cuda_kernels.csv

@@ -28,7 +28,8 @@ enum {
   FRAGMENT_DENSE_STEP_BYTES = FRAGMENT_BLOCKS * FRAGMENT_DENSE_BLOCK_BYTES,
   FRAGMENT_SPARSE_TILE_BYTES = FRAGMENT_STEPS * FRAGMENT_SPARSE_STEP_BYTES, /* 18432 */
   FRAGMENT_DENSE_TILE_BYTES = FRAGMENT_STEPS * FRAGMENT_DENSE_STEP_BYTES,   /* 32768 */
-  FRAGMENT_OFFSET_UNIT = 2048 /* every tile begins at a multiple of it */
+  FRAGMENT_ORDER_STRIPS = 4,  /* an order by columns has a multiple of so many */
+  FRAGMENT_OFFSET_UNIT = 1024 /* every tile begins at a multiple of it */
 };
 
 /* What a weight is in the fragments. Integers have the same blocks with 8 or 4 bits a weight, and

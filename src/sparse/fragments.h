@@ -56,9 +56,13 @@ void fragment_release(struct fragment_matrix *f);
 /* Row `row` expanded to fp32, zeros included: out (cols). */
 void fragment_row(const struct fragment_matrix *f, int64_t row, float *out);
 
-/* Where the tiles lie for a kernel that takes every strip from left to right: out (strips,
- * tiles_per_strip), by column; bit 0: the tile is 2:4; the other bits: its first byte, from
- * `tiles`, over FRAGMENT_OFFSET_UNIT. bf16 only. STATUS_REFUSED past 4 TiB. */
+/* Where the tiles lie for a kernel that takes every strip from left to right: out
+ * (fragment_order_strips, tiles_per_strip), by column; strips past the last repeat it, so that
+ * kernels that take several at a time find them all; bit 0: the tile is 2:4; the other bits: its
+ * first byte, from `tiles`, over FRAGMENT_OFFSET_UNIT. STATUS_REFUSED past 2 TiB. */
+static inline int64_t fragment_order_strips(const struct fragment_matrix *f) {
+  return (f->strips + FRAGMENT_ORDER_STRIPS - 1) / FRAGMENT_ORDER_STRIPS * FRAGMENT_ORDER_STRIPS;
+}
 enum status fragment_order(const struct fragment_matrix *f, uint32_t *out, struct error *err);
 
 /* Where the strip's i-th tile begins, in bytes from `tiles`. */

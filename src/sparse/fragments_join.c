@@ -49,12 +49,14 @@ enum status fragment_order(const struct fragment_matrix *f, uint32_t *out, struc
   if (f->tile_bytes / FRAGMENT_OFFSET_UNIT > INT32_MAX)
     return error_set(err, STATUS_REFUSED, "a matrix of %zu bytes has no order by columns",
                      f->tile_bytes);
-  for (int64_t s = 0; s < f->strips; s++)
+  for (int64_t row = 0; row < fragment_order_strips(f); row++) {
+    const int64_t s = row < f->strips ? row : f->strips - 1;
     for (int64_t i = 0; i < f->tiles_per_strip; i++) {
-      const int64_t at = s * f->tiles_per_strip;
+      const int64_t column = f->columns[s * f->tiles_per_strip + i];
       const uint64_t unit = fragment_tile_offset(f, s, i) / FRAGMENT_OFFSET_UNIT;
-      out[at + f->columns[at + i]] =
+      out[row * f->tiles_per_strip + column] =
           (uint32_t)(unit << 1) | (i < (int64_t)f->strip[s].sparse_tiles);
     }
+  }
   return STATUS_OK;
 }

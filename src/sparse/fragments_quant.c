@@ -7,14 +7,11 @@
 
 /* Where weight `index` (fragment_index) of fragment `fragment` of the block lies: the byte, or, for
  * four bits, twice the byte and the nibble. */
-static size_t place_of(struct fragment_form form, bool sparse, int64_t fragment, size_t index) {
-  const size_t lane = index / LANE_HALVES, weight = index % LANE_HALVES, f = (size_t)fragment;
-  if (form.kind == FRAGMENT_I8) {
-    const size_t vector = sparse ? 0 : f / 2 * FRAGMENT_BYTES;
-    return vector + lane * 16 + f % 2 * 8 + weight;
-  }
-  const size_t word = lane * (sparse ? 8 : 16) + f * 4;
-  return 2 * word + weight / 2 + 4 * (weight % 2);
+static size_t place_of(struct fragment_form form, int64_t fragment, size_t index) {
+  const size_t lane = index / LANE_HALVES, weight = index % LANE_HALVES;
+  const size_t at = (32 * (size_t)fragment + lane) * (form.kind == FRAGMENT_I8 ? 8 : 4);
+  if (form.kind == FRAGMENT_I8) return at + weight;
+  return 2 * at + weight / 2 + 4 * (weight % 2);
 }
 
 static void put_integer(struct fragment_form form, uint8_t *base, size_t place, int integer) {
@@ -51,16 +48,16 @@ void fragment_put_quant(struct fragment_form form, bool sparse, uint8_t *block, 
   uint8_t *values = block + (sparse ? FRAGMENT_META_BYTES : 0);
   uint8_t *scales = block + scales_offset(form, sparse);
   for (int64_t c = 0; c < FRAGMENT_STEP_COLS && !sparse; c++)
-    put_integer(form, values, place_of(form, false, c / 16, fragment_index(row, c % 16)),
+    put_integer(form, values, place_of(form, c / 16, fragment_index(row, c % 16)),
                 integer_or_zero(form, piece->integers[c]));
   for (int64_t g = 0; g < FRAGMENT_STEP_COLS / 4 && sparse; g++) {
     const uint8_t code = piece->codes[g];
     const int64_t col = g % 8 * 2;
     const uint16_t meta = (uint16_t)(load16(block, meta_index(row, g / 4)) & ~(15 << g % 4 * 4));
     store16(block, meta_index(row, g / 4), (uint16_t)(meta | code << g % 4 * 4));
-    put_integer(form, values, place_of(form, true, g / 8, fragment_index(row, col)),
+    put_integer(form, values, place_of(form, g / 8, fragment_index(row, col)),
                 integer_or_zero(form, piece->integers[4 * g + (code & 3)]));
-    put_integer(form, values, place_of(form, true, g / 8, fragment_index(row, col + 1)),
+    put_integer(form, values, place_of(form, g / 8, fragment_index(row, col + 1)),
                 integer_or_zero(form, piece->integers[4 * g + (code >> 2)]));
   }
   for (int64_t half = 0; half < 2 && form.scales; half++) {
@@ -76,17 +73,16 @@ void fragment_get_quant(struct fragment_form form, bool sparse, const uint8_t *b
   const uint8_t *scales = block + scales_offset(form, sparse);
   for (int64_t c = 0; c < FRAGMENT_STEP_COLS; c++)
     piece->integers[c] =
-        sparse
-            ? QUANT_DROPPED
-            : get_integer(form, values, place_of(form, false, c / 16, fragment_index(row, c % 16)));
+        sparse ? QUANT_DROPPED
+               : get_integer(form, values, place_of(form, c / 16, fragment_index(row, c % 16)));
   for (int64_t g = 0; g < FRAGMENT_STEP_COLS / 4 && sparse; g++) {
     const uint8_t code = load16(block, meta_index(row, g / 4)) >> g % 4 * 4 & 15;
     const int64_t col = g % 8 * 2;
     piece->codes[g] = code;
     piece->integers[4 * g + (code & 3)] =
-        get_integer(form, values, place_of(form, true, g / 8, fragment_index(row, col)));
+        get_integer(form, values, place_of(form, g / 8, fragment_index(row, col)));
     piece->integers[4 * g + (code >> 2)] =
-        get_integer(form, values, place_of(form, true, g / 8, fragment_index(row, col + 1)));
+        get_integer(form, values, place_of(form, g / 8, fragment_index(row, col + 1)));
   }
   for (int64_t half = 0; half < 2 && form.scales; half++) {
     piece->scale[half] = load16(scales, scale_index(row, half));

@@ -10,14 +10,14 @@ struct cluster_case {
   struct simt_launch launch;
 };
 
-/* `shape.blocks` counts clusters; `cluster` is their blocks. */
-static inline void cluster_case_make(struct cluster_case *c, struct product_shape shape,
-                                     uint32_t cluster, uint64_t seed) {
+/* The launch for a product that has been made: of its fragments in clusters of so many blocks.
+ */
+static inline void cluster_case_fill(struct cluster_case *c, struct product_shape shape,
+                                     uint32_t cluster) {
   struct error err = {0};
   const struct product_costs costs = {9, 16};
-  product_case_make(&c->product, shape, seed);
   const struct fragment_matrix *f = &c->product.fragments;
-  const size_t places = (size_t)(f->strips * f->tiles_per_strip);
+  const size_t places = (size_t)(fragment_order_strips(f) * f->tiles_per_strip);
   c->order = test_malloc(places * sizeof *c->order);
   must(fragment_order(f, c->order, &err), err);
   must(product_plan_make_clusters(&c->plan, f, c->order, shape.tokens, shape.panel_tokens,
@@ -33,7 +33,6 @@ static inline void cluster_case_make(struct cluster_case *c, struct product_shap
   memset(p->counters, 0, counters);
   c->args = (struct cluster_args){.product = p->args,
                                   .order = c->order,
-                                  .strips = (uint32_t)f->strips,
                                   .tiles_per_strip = (uint32_t)f->tiles_per_strip,
                                   .cluster = cluster};
   c->args.product.x = NULL;
@@ -48,7 +47,7 @@ static inline void cluster_case_make(struct cluster_case *c, struct product_shap
       .blocks = shape.blocks * cluster,
       .cluster = cluster,
       .threads = CLUSTER_THREADS,
-      .shared_bytes = cluster_shared_bytes(shape.panel_tokens, shape.stages),
+      .shared_bytes = cluster_shared_bytes(f->form.kind, shape.panel_tokens, shape.stages),
   };
   struct simt_launch *launch = &c->launch;
   const size_t y_bytes = shape.tokens * p->args.y_stride * 2;
@@ -60,20 +59,41 @@ static inline void cluster_case_make(struct cluster_case *c, struct product_shap
   simt_buffer(launch, p->x, shape.tokens * p->args.x_stride * 2, false);
   simt_buffer(launch, p->y, y_bytes, true);
   simt_buffer(launch, p->bias, (size_t)shape.rows * 2, false);
+  simt_buffer(launch, f->row_scales, p->args.scaled_rows * sizeof *f->row_scales, false);
   simt_buffer(launch, p->residual, y_bytes, false);
   simt_buffer(launch, p->partials, slots, true);
   simt_buffer(launch, p->counters, counters, true);
 }
 
-/* The same case for kernels whose blocks take the two strips of a cluster of two. */
+/* `shape.blocks` counts clusters; `cluster` is their blocks. */
+static inline void cluster_case_make(struct cluster_case *c, struct product_shape shape,
+                                     uint32_t cluster, uint64_t seed) {
+  product_case_make(&c->product, shape, seed);
+  cluster_case_fill(c, shape, cluster);
+}
+/* Integers in place of bf16; `tile` 0: no mask. */
+static inline void cluster_case_make_quant(struct cluster_case *c, struct product_shape shape,
+                                           uint32_t cluster, const struct quant_form *form,
+                                           int64_t tile, uint64_t seed) {
+  product_case_make_quant(&c->product, shape, form, tile, seed);
+  c->product.rounds_weights = form->group > 0;
+  cluster_case_fill(c, shape, cluster);
+}
+
+/* The same cases for kernels whose blocks take the two strips of a cluster of two. */
+static inline void cluster_case_be_tall(struct cluster_case *c) {
+  const struct product_shape *shape = &c->product.shape;
+  c->args.product.x = c->product.x;
+  c->launch.blocks = shape->blocks;
+  c->launch.cluster = 1;
+  c->launch.threads = TALL_THREADS;
+  c->launch.shared_bytes =
+      tall_shared_bytes(c->product.fragments.form.kind, shape->panel_tokens, shape->stages);
+}
 static inline void cluster_case_make_tall(struct cluster_case *c, struct product_shape shape,
                                           uint64_t seed) {
   cluster_case_make(c, shape, TALL_STRIPS, seed);
-  c->args.product.x = c->product.x;
-  c->launch.blocks = shape.blocks;
-  c->launch.cluster = 1;
-  c->launch.threads = TALL_THREADS;
-  c->launch.shared_bytes = tall_shared_bytes(shape.panel_tokens, shape.stages);
+  cluster_case_be_tall(c);
 }
 
 static inline void cluster_case_free(struct cluster_case *c) {

@@ -23,6 +23,7 @@ struct product_case {
   struct quant_case quant; /* in place of hybrid, where `form` is not NULL */
   struct hybrid_case up;   /* the second of a pair, whose gate is hybrid */
   const struct quant_form *form;
+  bool rounds_weights;          /* prefill rounds the weights of integers to bf16, once */
   enum product_pair activation; /* of a pair */
   struct fragment_matrix fragments;
   struct product_plan plan;
@@ -94,25 +95,28 @@ static void product_case_fill(struct product_case *c, uint64_t seed) {
   c->y = random_bf16(shape.tokens * y_stride, seed + 2);
   if (shape.bias) c->bias = random_bf16((size_t)shape.rows * 2, seed + 3);
   if (shape.residual) c->residual = random_bf16(shape.tokens * y_stride, seed + 4);
-  c->args = (struct product_args){.tiles = c->fragments.tiles,
-                                  .columns = c->fragments.columns,
-                                  .x = c->x,
-                                  .x_stride = x_stride,
-                                  .tokens = shape.tokens,
-                                  .rows = (uint32_t)shape.rows,
-                                  .cols = (uint32_t)shape.cols,
-                                  .stages = shape.stages,
-                                  .y = c->y,
-                                  .bias = c->bias,
-                                  .residual = c->residual,
-                                  .y_stride = y_stride,
-                                  .activation = c->activation,
-                                  .gate_strips = (uint32_t)c->fragments.strips / 2,
-                                  .sparse_step_bytes = fragment_step_bytes(c->fragments.form, true),
-                                  .dense_step_bytes = fragment_step_bytes(c->fragments.form, false),
-                                  .scales = c->fragments.form.scales,
-                                  .mins = c->fragments.form.mins,
-                                  .row_scales = c->fragments.row_scales};
+  c->args = (struct product_args){
+      .tiles = c->fragments.tiles,
+      .columns = c->fragments.columns,
+      .x = c->x,
+      .x_stride = x_stride,
+      .tokens = shape.tokens,
+      .rows = (uint32_t)shape.rows,
+      .cols = (uint32_t)shape.cols,
+      .stages = shape.stages,
+      .y = c->y,
+      .bias = c->bias,
+      .residual = c->residual,
+      .y_stride = y_stride,
+      .activation = c->activation,
+      .gate_strips = (uint32_t)c->fragments.strips / 2,
+      .sparse_step_bytes = fragment_step_bytes(c->fragments.form, true),
+      .dense_step_bytes = fragment_step_bytes(c->fragments.form, false),
+      .scales = c->fragments.form.scales,
+      .mins = c->fragments.form.mins,
+      .row_scales = c->fragments.row_scales,
+      .scaled_rows =
+          c->fragments.row_scales ? (uint32_t)c->fragments.strips * FRAGMENT_STRIP_ROWS : 0};
   product_case_plan(c, shape.blocks);
 }
 
@@ -199,6 +203,8 @@ static int64_t product_case_count_wrong(const struct product_case *c, const uint
       quant_row(&c->quant.owned.matrix, row, w);
     else
       hybrid_row(&c->hybrid.h, row, w);
+    for (int64_t k = 0; k < s->cols && c->rounds_weights; k++)
+      w[k] = bf16_to_f32(bf16_from_f32(w[k]));
     if (c->activation) hybrid_row(&c->up.h, row, up);
     for (uint32_t t = 0; t < s->tokens; t++) {
       double size, up_size;

@@ -9,8 +9,12 @@
 #include "support/simt_internal.h"
 
 static void run_well(struct cluster_case *c, uint32_t order, struct simt_report *report) {
-  void (*kernel)(const void *) = c->product.shape.panel_tokens == 128 ? cluster_128 : cluster_256;
-  const int64_t wrong = cluster_case_run(c, kernel, order, report);
+  static void (*const kernels[][2])(const void *) = {
+#define CLUSTER_ENTRY(kind, name, tokens) [FRAGMENT_##kind][(tokens) / 256] = name,
+      CLUSTER_KERNELS(CLUSTER_ENTRY)};
+  const int64_t wrong = cluster_case_run(
+      c, kernels[c->product.fragments.form.kind][c->product.shape.panel_tokens / 256], order,
+      report);
   if (report->failed) fail_msg("%s", report->text);
   assert_int_equal(wrong, 0);
   assert_int_equal(report->bank_conflicts, 0);
@@ -40,6 +44,22 @@ static void products_match_fp64(void **state) {
     run_well(&c, (uint32_t)i, &report);
     for (size_t o = 0; o < product_plan_counters(&c.plan); o++)
       assert_int_equal(c.product.counters[o], 0);
+    cluster_case_free(&c);
+  }
+}
+
+static void integers_match_fp64(void **state) {
+  (void)state;
+  static const struct product_shape shapes[] = {
+      {300, 390, 0.5, 70, 128, 2, 3, true, false},
+      {129, 260, 0.3, 130, 256, 3, 2, false, true},
+  };
+  for (size_t i = 0; i < 2 * QUANT_FORMS; i++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_quant(&c, shapes[i % 2], 1u << i % 3, &quant_forms[i / 2], i % 5 ? 128 : 0,
+                            i);
+    run_well(&c, (uint32_t)i, &report);
     cluster_case_free(&c);
   }
 }
@@ -92,7 +112,8 @@ static void plans_cover_every_column_evenly(void **state) {
   const struct product_costs costs = {9, 16};
   hybrid_case_make(&hybrid, 1200, 1500, 128, 0.3, DTYPE_BF16, 6);
   must(fragment_pack_hybrid(&f, &hybrid.h, &err), err);
-  uint32_t *order = test_malloc((size_t)(f.strips * f.tiles_per_strip) * sizeof *order);
+  uint32_t *order =
+      test_malloc((size_t)(fragment_order_strips(&f) * f.tiles_per_strip) * sizeof *order);
   must(fragment_order(&f, order, &err), err);
   for (int i = 0; i < 30; i++) {
     struct product_plan plan;
@@ -243,6 +264,15 @@ static void plans_cover_every_column_evenly(void **state) {
 #include "kernel/cuda_cluster_mutant.h"
 #pragma pop_macro("global_add")
 
+/* Touches weights while wgmma is in flight. */
+#pragma push_macro("wgmma_wait")
+#undef wgmma_wait
+#define wgmma_wait() ((void)0)
+#define QUANT_BITS 8
+#define PRODUCT_NAME never_waits_with_integers
+#include "kernel/cuda_cluster_mutant.h"
+#pragma pop_macro("wgmma_wait")
+
 static void every_mutant_is_caught(void **state) {
   (void)state;
   static const struct {
@@ -279,11 +309,17 @@ static void every_mutant_is_caught(void **state) {
       fail_msg("%s: %lld wrong; %s", mutants[i].name, (long long)wrong, report.text);
     cluster_case_free(&c);
   }
+  const struct quant_form i8 = {QUANT_I8, 32, false};
+  cluster_case_make_quant(&c, shape, 2, &i8, 128, 5);
+  cluster_case_run(&c, never_waits_with_integers, 0, &report);
+  assert_true(report.failed);
+  cluster_case_free(&c);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(products_match_fp64),
+      cmocka_unit_test(integers_match_fp64),
       cmocka_unit_test(bytes_are_those_of_the_model),
       cmocka_unit_test(any_order_gives_the_same_bits),
       cmocka_unit_test(plans_cover_every_column_evenly),

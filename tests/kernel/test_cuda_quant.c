@@ -178,7 +178,7 @@ static void every_mutant_is_caught(void **state) {
       {"swaps_the_halves_of_a_register", swaps_the_halves_of_a_register_4, &i4, NULL},
       {"takes_the_other_scale", takes_the_other_scale_8, &i8, NULL},
       {"takes_the_other_scale", takes_the_other_scale_4, &i4, NULL},
-      {"loads_misaligned", loads_misaligned_4, &i4, "misaligned"},
+      {"loads_misaligned", loads_misaligned_8, &i8, "misaligned"},
       {"adds_too_early", adds_too_early_8, &i8, NULL},
   };
   const struct product_shape shape = {300, 522, 0.5, 13, 16, 7, 4, true, true};

@@ -7,7 +7,10 @@
 #include "kernel/cuda_cluster.h"
 
 static void run_well(struct cluster_case *c, uint32_t order, struct simt_report *report) {
-  const int64_t wrong = cluster_case_run(c, tall_128, order, report);
+  static void (*const kernels[])(const void *) = {
+#define TALL_ENTRY(kind, name, tokens) [FRAGMENT_##kind] = name,
+      TALL_KERNELS(TALL_ENTRY)};
+  const int64_t wrong = cluster_case_run(c, kernels[c->product.fragments.form.kind], order, report);
   if (report->failed) fail_msg("%s", report->text);
   assert_int_equal(wrong, 0);
   assert_int_equal(report->bank_conflicts, 0);
@@ -32,6 +35,25 @@ static void products_match_fp64(void **state) {
   }
 }
 
+/* Every form of integers; what the reference multiplies are the weights rounded to bf16, or, where
+ * a row has one scale, the weights themselves. */
+static void integers_match_fp64(void **state) {
+  (void)state;
+  static const struct product_shape shapes[] = {
+      {300, 390, 0.5, 70, 128, 2, 3, true, false},
+      {129, 520, 0.3, 131, 128, 5, 2, false, true},
+  };
+  for (size_t i = 0; i < 2 * QUANT_FORMS; i++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_quant(&c, shapes[i % 2], TALL_STRIPS, &quant_forms[i / 2], i % 3 ? 128 : 0,
+                            i);
+    cluster_case_be_tall(&c);
+    run_well(&c, (uint32_t)i, &report);
+    cluster_case_free(&c);
+  }
+}
+
 /* The activations once for every two strips. */
 static void bytes_are_those_of_the_model(void **state) {
   (void)state;
@@ -47,6 +69,16 @@ static void bytes_are_those_of_the_model(void **state) {
   assert_int_equal(report.copied_bytes, f->tile_bytes + tiles / 2 * FRAGMENT_TILE_COLS * 128 * 2);
   assert_int_equal(report.mma_sparse, sparse * 8 * 16 * 4);
   assert_int_equal(report.mma_dense, (tiles - sparse) * 8 * 16 * 8);
+  cluster_case_free(&c);
+  /* int4: 7 and 9 KiB a tile. */
+  const struct quant_form form = {QUANT_I4, 32, false};
+  cluster_case_make_quant(&c, (struct product_shape){512, 384, 0.5, 128, 128, 2, 3, false, false},
+                          TALL_STRIPS, &form, 128, 1);
+  cluster_case_be_tall(&c);
+  run_well(&c, 0, &report);
+  assert_int_equal(f->tile_bytes, sparse * 7168 + (tiles - sparse) * 9216);
+  assert_int_equal(report.copied_bytes, f->tile_bytes + tiles / 2 * FRAGMENT_TILE_COLS * 128 * 2);
+  assert_int_equal(report.mma_sparse, sparse * 8 * 16 * 4);
   cluster_case_free(&c);
 }
 
@@ -94,6 +126,75 @@ static void any_order_gives_the_same_bits(void **state) {
 #include "kernel/cuda_tall_mutant.h"
 #pragma pop_macro("global_add")
 
+/* Takes a byte for unsigned. */
+#pragma push_macro("permute_bytes")
+#define permute_bytes(a, b, selector) permute_bytes((a) ^ 0x80808080, b, selector)
+#define QUANT_BITS 8
+#define PRODUCT_NAME takes_bytes_for_unsigned
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("permute_bytes")
+
+/* The power of two of bytes for that of nibbles. */
+#pragma push_macro("permute_bytes")
+#define permute_bytes(a, b, selector) permute_bytes(a, (b) + (4u << 24), selector)
+#define QUANT_BITS 4
+#define PRODUCT_NAME takes_another_power
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("permute_bytes")
+
+/* Scales of row g + 8 for those of row g. */
+#pragma push_macro("f16_widen")
+#define f16_widen(x) f16_widen((uint16_t)(x) == (uint16_t)scales ? (uint16_t)(scales >> 16) : (x))
+#define QUANT_BITS 8
+#define PRODUCT_NAME takes_the_other_scale
+#include "kernel/cuda_tall_mutant.h"
+#define QUANT_BITS 4
+#define PRODUCT_NAME takes_the_other_scale_4
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("f16_widen")
+
+#pragma push_macro("bf16_pair")
+#define bf16_pair(low, high) bf16_pair(high, low)
+#define QUANT_BITS 4
+#define PRODUCT_NAME swaps_the_halves_of_a_register
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("bf16_pair")
+
+/* Forgets the minimums. */
+#pragma push_macro("multiply_add")
+#define multiply_add(a, b, c) multiply_add(a, b, (a) < 0 ? 0 : (c))
+#define QUANT_BITS 4
+#define PRODUCT_NAME forgets_minimums
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("multiply_add")
+
+static void every_mutant_of_integers_is_caught(void **state) {
+  (void)state;
+  static const struct quant_form i4 = {QUANT_I4, 32, true}, i8 = {QUANT_I8, 32, false};
+  static const struct {
+    const char *name;
+    void (*kernel)(const void *);
+    const struct quant_form *form;
+  } mutants[] = {
+      {"takes_bytes_for_unsigned", takes_bytes_for_unsigned, &i8},
+      {"takes_another_power", takes_another_power, &i4},
+      {"takes_the_other_scale", takes_the_other_scale, &i8},
+      {"takes_the_other_scale", takes_the_other_scale_4, &i4},
+      {"swaps_the_halves_of_a_register", swaps_the_halves_of_a_register, &i4},
+      {"forgets_minimums", forgets_minimums, &i4},
+  };
+  for (size_t i = 0; i < sizeof mutants / sizeof *mutants; i++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_quant(&c, (struct product_shape){300, 300, 0.5, 30, 128, 3, 3, true, true},
+                            TALL_STRIPS, mutants[i].form, 128, 5);
+    cluster_case_be_tall(&c);
+    const int64_t wrong = cluster_case_run(&c, mutants[i].kernel, 0, &report);
+    if (wrong <= 0) fail_msg("%s: %lld wrong; %s", mutants[i].name, (long long)wrong, report.text);
+    cluster_case_free(&c);
+  }
+}
+
 static void every_mutant_is_caught(void **state) {
   (void)state;
   static const struct {
@@ -126,9 +227,11 @@ static void every_mutant_is_caught(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(products_match_fp64),
+      cmocka_unit_test(integers_match_fp64),
       cmocka_unit_test(bytes_are_those_of_the_model),
       cmocka_unit_test(any_order_gives_the_same_bits),
       cmocka_unit_test(every_mutant_is_caught),
+      cmocka_unit_test(every_mutant_of_integers_is_caught),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

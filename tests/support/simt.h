@@ -217,6 +217,7 @@ static inline double double_of_bits(uint64_t bits) {
 }
 static inline float log_fast(float x) { return logf(x); }
 static inline float exp_fast(float x) { return expf(x); }
+static inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 static inline uint32_t bf16_pair(float low, float high) {
   return bf16_from_f32(low) | (uint32_t)bf16_from_f32(high) << 16;
 }

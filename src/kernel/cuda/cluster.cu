@@ -6,18 +6,14 @@
 /* needs the vocabulary above */
 #include "kernel/cuda/cluster_kernels.h"
 #else
-#define KERNEL_TRAP(tokens) \
-  extern "C" __global__ void cluster_##tokens(const __grid_constant__ cluster_args) { __trap(); }
+#define KERNEL_TRAP(kind, name, tokens) \
+  extern "C" __global__ void name(const __grid_constant__ cluster_args) { __trap(); }
 CLUSTER_KERNELS(KERNEL_TRAP)
 #endif
 
-extern "C" const void *cluster_kernel(uint32_t panel_tokens) {
-  switch (panel_tokens) {
-#define KERNEL_CASE(tokens) \
-  case tokens:              \
-    return (const void *)cluster_##tokens;
-    CLUSTER_KERNELS(KERNEL_CASE)
-    default:
-      return nullptr;
-  }
+extern "C" const void *cluster_kernel(enum fragment_kind of, uint32_t panel_tokens) {
+#define KERNEL_CASE(kind, name, tokens) \
+  if (of == FRAGMENT_##kind && panel_tokens == tokens) return (const void *)name;
+  CLUSTER_KERNELS(KERNEL_CASE)
+  return nullptr;
 }

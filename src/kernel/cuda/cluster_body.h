@@ -2,6 +2,7 @@
  * vocabulary, with
  *   PRODUCT_NAME   the kernel's name
  *   PANEL_TOKENS   tokens of a panel, 128 or 256
+ *   QUANT_BITS     8 or 4 for integers, 0 for bf16
  *
  * A block multiplies a strip of 128 rows with a panel. One warp copies: each step's weights, as
  * they lie, and this block's share of the panel's 64 activations a token to every block of the
@@ -17,7 +18,16 @@
 #define LOCAL__(name, suffix) LOCAL_(name, suffix)
 #define LOCAL(suffix) LOCAL__(PRODUCT_NAME, suffix)
 #define WARP_OCTETS (PANEL_TOKENS / 8)
-#define STAGE_BYTES (FRAGMENT_DENSE_STEP_BYTES + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES)
+#if QUANT_BITS
+#define SPARSE_STEP_BYTES args->product.sparse_step_bytes
+#define DENSE_STEP_BYTES args->product.dense_step_bytes
+#define WEIGHT_BYTES (QUANT_BITS == 8 ? FRAGMENT_I8_STEP_BYTES : FRAGMENT_I4_STEP_BYTES)
+#else
+#define SPARSE_STEP_BYTES FRAGMENT_SPARSE_STEP_BYTES
+#define DENSE_STEP_BYTES FRAGMENT_DENSE_STEP_BYTES
+#define WEIGHT_BYTES FRAGMENT_DENSE_STEP_BYTES
+#endif
+#define STAGE_BYTES (WEIGHT_BYTES + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES)
 #define CONSUMER_THREADS (32 * CLUSTER_CONSUMER_WARPS)
 
 /* A place in the ring, and how often it came round, as a parity. */
@@ -45,8 +55,7 @@ DEVICE uint32_t LOCAL(stage)(uint32_t stage) {
  * lie past the end. */
 DEVICE const uint32_t *LOCAL(order)(const struct cluster_args *args,
                                     const struct product_segment *segment) {
-  const uint32_t strip = segment->strip + cluster_rank(), last = args->strips - 1;
-  return args->order + (uint64_t)(strip < last ? strip : last) * args->tiles_per_strip +
+  return args->order + (uint64_t)(segment->strip + cluster_rank()) * args->tiles_per_strip +
          segment->column;
 }
 
@@ -59,8 +68,8 @@ DEVICE void LOCAL(copy_step)(const struct cluster_args *args, const struct LOCAL
   mbarrier_wait(LOCAL(empty)(ring->stage), ring->parity ^ 1);
   mbarrier_expect(full, bytes + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES);
   bulk_copy(to, weights, bytes, full);
-  bulk_copy_panel(to + FRAGMENT_DENSE_STEP_BYTES + first * PRODUCT_PANEL_ROW_BYTES, &args->x, col,
-                  token + first, full, args->cluster);
+  bulk_copy_panel(to + WEIGHT_BYTES + first * PRODUCT_PANEL_ROW_BYTES, &args->x, col, token + first,
+                  full, args->cluster);
 }
 
 DEVICE void LOCAL(copy_all)(const struct cluster_args *args, uint32_t at, uint32_t end) {
@@ -70,7 +79,7 @@ DEVICE void LOCAL(copy_all)(const struct cluster_args *args, uint32_t at, uint32
     const uint32_t *order = LOCAL(order)(args, &segment);
     for (uint32_t tile = 0; tile < segment.sparse; tile++) {
       const uint32_t place = global_load(order + tile);
-      const uint32_t bytes = place & 1 ? FRAGMENT_SPARSE_STEP_BYTES : FRAGMENT_DENSE_STEP_BYTES;
+      const uint32_t bytes = place & 1 ? SPARSE_STEP_BYTES : DENSE_STEP_BYTES;
       for (uint32_t step = 0; step < FRAGMENT_STEPS; step++) {
         LOCAL(copy_step)
         (args, &ring,
@@ -88,28 +97,37 @@ DEVICE void LOCAL(copy_all)(const struct cluster_args *args, uint32_t at, uint32
 /* The row block of this warp. */
 DEVICE uint32_t LOCAL(warp_block)(void) { return thread_index() / 32 - 4; }
 
-DEVICE void LOCAL(multiply_sparse)(uint32_t stage, float sums[WARP_OCTETS][4]) {
-  const uint32_t lane = thread_index() % 32;
-  const uint32_t a = stage + LOCAL(warp_block)() * FRAGMENT_SPARSE_BLOCK_BYTES;
-  const uint32_t values = a + FRAGMENT_META_BYTES + 16 * lane;
-  const uint64_t panel = panel_descriptor(stage + FRAGMENT_DENSE_STEP_BYTES);
-  const uint32_t meta = shared_load4(a + 4 * lane);
-  const struct words4 low = shared_load16(values);
-  const struct words4 high = shared_load16(values + FRAGMENT_BYTES);
+#include "kernel/cuda/weights_body.h"
+
+DEVICE void LOCAL(multiply_sparse)(const struct product_args *args, uint32_t stage,
+                                   float sums[WARP_OCTETS][4]) {
+  const uint32_t a = stage + LOCAL(warp_block)() * LOCAL(block_bytes)(args, true);
+  const uint64_t panel = panel_descriptor(stage + WEIGHT_BYTES);
+  const uint32_t meta = shared_load4(a + 4 * (thread_index() % 32));
+  struct words4 weights[2];
+  UNROLL
+  for (int half = 0; half < 2; half++) {
+    const struct LOCAL(scaling) scaling = LOCAL(load_scaling)(args, a, true, half);
+    weights[half] = LOCAL(load_weights)(a + FRAGMENT_META_BYTES, half, &scaling);
+  }
   wgmma_fence();
-  wgmma_sparse_low(sums, WARP_OCTETS, &low, panel, meta);
-  wgmma_sparse_high(sums, WARP_OCTETS, &high, panel + 64 / 16, meta);
+  wgmma_sparse_low(sums, WARP_OCTETS, &weights[0], panel, meta);
+  wgmma_sparse_high(sums, WARP_OCTETS, &weights[1], panel + 64 / 16, meta);
   wgmma_commit();
   wgmma_wait();
 }
 
-DEVICE void LOCAL(multiply_dense)(uint32_t stage, float sums[WARP_OCTETS][4]) {
-  const uint32_t lane = thread_index() % 32;
-  const uint32_t a = stage + LOCAL(warp_block)() * FRAGMENT_DENSE_BLOCK_BYTES + 16 * lane;
-  const uint64_t panel = panel_descriptor(stage + FRAGMENT_DENSE_STEP_BYTES);
+DEVICE void LOCAL(multiply_dense)(const struct product_args *args, uint32_t stage,
+                                  float sums[WARP_OCTETS][4]) {
+  const uint32_t a = stage + LOCAL(warp_block)() * LOCAL(block_bytes)(args, false);
+  const uint64_t panel = panel_descriptor(stage + WEIGHT_BYTES);
   struct words4 weights[4];
   UNROLL
-  for (int i = 0; i < 4; i++) weights[i] = shared_load16(a + i * FRAGMENT_BYTES);
+  for (int half = 0; half < 2; half++) {
+    const struct LOCAL(scaling) scaling = LOCAL(load_scaling)(args, a, false, half);
+    weights[2 * half] = LOCAL(load_weights)(a, 2 * half, &scaling);
+    weights[2 * half + 1] = LOCAL(load_weights)(a, 2 * half + 1, &scaling);
+  }
   wgmma_fence();
   UNROLL
   for (int i = 0; i < 4; i++) wgmma_dense(sums, WARP_OCTETS, &weights[i], panel + i * 32 / 16);
@@ -128,6 +146,10 @@ DEVICE void LOCAL(put_sums)(const struct cluster_args *args, const struct produc
   const struct product_place place = {segment->strip + rank, segment->slot * blocks + rank,
                                       segment->first_slot * blocks + rank, blocks,
                                       segment->output * blocks + rank};
+#if QUANT_BITS
+  if (args->product.row_scales) LOCAL(scale_rows)
+  (&args->product, place.strip, LOCAL(warp_block)(), sums, WARP_OCTETS);
+#endif
   LOCAL(put_block)
   (&args->product, segment, &place, LOCAL(warp_block)(), 0, sums, WARP_OCTETS);
   if (segment->peers > 1 && LOCAL(arrive_last)(&args->product, segment, &place))
@@ -147,9 +169,9 @@ DEVICE void LOCAL(multiply_all)(const struct cluster_args *args, uint32_t at, ui
       for (uint32_t step = 0; step < FRAGMENT_STEPS; step++) {
         mbarrier_wait(LOCAL(full)(ring.stage), ring.parity);
         if (sparse)
-          LOCAL(multiply_sparse)(LOCAL(stage)(ring.stage), sums);
+          LOCAL(multiply_sparse)(&args->product, LOCAL(stage)(ring.stage), sums);
         else
-          LOCAL(multiply_dense)(LOCAL(stage)(ring.stage), sums);
+          LOCAL(multiply_dense)(&args->product, LOCAL(stage)(ring.stage), sums);
         mbarrier_release(LOCAL(empty)(ring.stage), args->cluster);
         LOCAL(advance)(&ring, args->product.stages);
       }
@@ -187,6 +209,9 @@ KERNEL(PRODUCT_NAME, LOCAL(run), CLUSTER_THREADS, struct cluster_args)
 #undef LOCAL_
 #undef LOCAL__
 #undef WARP_OCTETS
+#undef SPARSE_STEP_BYTES
+#undef DENSE_STEP_BYTES
+#undef WEIGHT_BYTES
 #undef STAGE_BYTES
 #undef CONSUMER_THREADS
 #undef PRODUCT_NAME

@@ -139,7 +139,7 @@ enum status gpu_alloc_copy(struct gpu *gpu, const void *from, size_t bytes, void
 
 static enum status upload_order(struct gpu *gpu, const struct fragment_matrix *f,
                                 struct gpu_matrix *m, struct error *err) {
-  const size_t tiles = (size_t)(f->strips * f->tiles_per_strip);
+  const size_t tiles = (size_t)(fragment_order_strips(f) * f->tiles_per_strip);
   m->host_order = mem_alloc(tiles, sizeof *m->host_order, err);
   if (!m->host_order) return STATUS_FAILED;
   enum status status = fragment_order(f, m->host_order, err);
@@ -161,7 +161,7 @@ enum status gpu_matrix_upload(struct gpu *gpu, const struct fragment_matrix *f,
   if (!status) status = gpu_alloc_copy(gpu, f->tiles, f->tile_bytes, &m.tiles, err);
   if (!status)
     status = gpu_alloc_copy(gpu, f->columns, tiles * sizeof *f->columns, &m.columns, err);
-  if (!status && f->form.kind == FRAGMENT_BF16) status = upload_order(gpu, f, &m, err);
+  if (!status) status = upload_order(gpu, f, &m, err);
   if (!status && f->row_scales)
     status =
         gpu_alloc_copy(gpu, f->row_scales, strips * FRAGMENT_STRIP_ROWS * sizeof *f->row_scales,

@@ -45,7 +45,7 @@ enum status gpu_wait(struct gpu *gpu, struct error *err);
  * order by columns; its tiles and columns are left behind. */
 struct gpu_matrix {
   struct fragment_matrix host;
-  uint32_t *host_order; /* fragment_order; NULL for integers */
+  uint32_t *host_order; /* fragment_order */
   void *tiles, *columns, *order, *row_scales;
   enum product_pair pair; /* of a joined pair: what is made of its two sums */
   int64_t rows;           /* of the product's output: for a pair, of one of its matrices */

@@ -15,6 +15,7 @@ struct kernel_facts {
 };
 enum { CLUSTER_SIZES = 3 /* 1, 2 and 4 blocks */ };
 struct cluster_facts {
+  enum fragment_kind kind;
   uint32_t panel_tokens, stages, shared_bytes;
   int clusters[CLUSTER_SIZES]; /* that run at once; 0: not on this card */
 };

@@ -8,8 +8,8 @@
  * NULL. */
 const void *product_kernel(uint32_t panel_tokens);
 const void *quant_kernel(uint32_t bits, uint32_t panel_tokens);
-const void *cluster_kernel(uint32_t panel_tokens);
-const void *tall_kernel(uint32_t panel_tokens);
+const void *cluster_kernel(enum fragment_kind kind, uint32_t panel_tokens);
+const void *tall_kernel(enum fragment_kind kind, uint32_t panel_tokens);
 
 /* --- what the card can run --- */
 
@@ -19,11 +19,11 @@ static const struct kernel_facts known_kernels[GPU_KERNELS] = {
 #define QUANT_ROW(bits, tokens) {(bits) == 8 ? FRAGMENT_I8 : FRAGMENT_I4, tokens, 256, 0, 0, 0},
         QUANT_KERNELS(QUANT_ROW)};
 static const struct cluster_facts known_cluster_kernels[GPU_CLUSTER_KERNELS] = {
-#define CLUSTER_ROW(tokens) {tokens, 0, 0, {0}},
+#define CLUSTER_ROW(kind, name, tokens) {FRAGMENT_##kind, tokens, 0, 0, {0}},
     CLUSTER_KERNELS(CLUSTER_ROW)};
 
 static const struct kernel_facts known_tall_kernels[GPU_TALL_KERNELS] = {
-#define TALL_ROW(tokens) {FRAGMENT_BF16, tokens, TALL_THREADS, 0, 0, 0},
+#define TALL_ROW(kind, name, tokens) {FRAGMENT_##kind, tokens, TALL_THREADS, 0, 0, 0},
     TALL_KERNELS(TALL_ROW)};
 
 static enum status allow_shared(const void *code, uint32_t bytes, struct error *err) {
@@ -84,10 +84,11 @@ static enum status find_encoder(struct gpu *gpu, struct error *err) {
 
 static enum status read_cluster_kernel(struct gpu *gpu, struct cluster_facts *kernel,
                                        struct error *err) {
-  const void *code = cluster_kernel(kernel->panel_tokens);
-  kernel->stages = cluster_stages(kernel->panel_tokens, gpu->facts.block_shared_bytes);
+  const void *code = cluster_kernel(kernel->kind, kernel->panel_tokens);
+  kernel->stages =
+      cluster_stages(kernel->kind, kernel->panel_tokens, gpu->facts.block_shared_bytes);
   if (!code || !kernel->stages) return STATUS_OK;
-  kernel->shared_bytes = cluster_shared_bytes(kernel->panel_tokens, kernel->stages);
+  kernel->shared_bytes = cluster_shared_bytes(kernel->kind, kernel->panel_tokens, kernel->stages);
   enum status status = allow_shared(code, kernel->shared_bytes, err);
   for (int size = 0; size < CLUSTER_SIZES && !status; size++) {
     cudaLaunchAttribute attribute;
@@ -123,9 +124,9 @@ enum status gpu_products_open(struct gpu *gpu, struct error *err) {
   }
   for (int k = 0; k < GPU_TALL_KERNELS && gpu->facts.major < 9 && !status; k++) {
     struct kernel_facts *kernel = &gpu->tall_kernels[k];
-    const uint32_t stages = tall_stages(kernel->panel_tokens, most);
-    status = read_kernel(kernel, tall_kernel(kernel->panel_tokens), stages,
-                         tall_shared_bytes(kernel->panel_tokens, stages), err);
+    const uint32_t stages = tall_stages(kernel->kind, kernel->panel_tokens, most);
+    status = read_kernel(kernel, tall_kernel(kernel->kind, kernel->panel_tokens), stages,
+                         tall_shared_bytes(kernel->kind, kernel->panel_tokens, stages), err);
   }
   if (status) return status;
   return read_cluster_kernels(gpu, err);
@@ -143,10 +144,13 @@ static const struct kernel_facts *find_kernel(const struct gpu *gpu, enum fragme
   return NULL;
 }
 
-static const struct kernel_facts *find_tall_kernel(const struct gpu *gpu, uint32_t panel_tokens) {
-  for (int k = 0; k < GPU_TALL_KERNELS; k++)
-    if (gpu->tall_kernels[k].panel_tokens == panel_tokens && gpu->tall_kernels[k].blocks)
-      return &gpu->tall_kernels[k];
+static const struct kernel_facts *find_tall_kernel(const struct gpu *gpu, enum fragment_kind kind,
+                                                   uint32_t panel_tokens) {
+  for (int k = 0; k < GPU_TALL_KERNELS; k++) {
+    const struct kernel_facts *kernel = &gpu->tall_kernels[k];
+    if (kernel->kind == kind && kernel->panel_tokens == panel_tokens && kernel->blocks)
+      return kernel;
+  }
   return NULL;
 }
 
@@ -158,13 +162,13 @@ int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strip
   int count = 0;
   for (int k = GPU_CLUSTER_KERNELS - 1; k >= 0 && tokens > 64; k--) {
     const struct cluster_facts *kernel = &gpu->cluster_kernels[k];
-    if (form.kind != FRAGMENT_BF16 || (kernel->panel_tokens > 128 && tokens <= 128)) continue;
+    if (kernel->kind != form.kind || (kernel->panel_tokens > 128 && tokens <= 128)) continue;
     for (int size = CLUSTER_SIZES - 1; size >= 0; size--)
       if (kernel->clusters[size] && strips >= 1 << size)
         out[count++] = (struct gpu_variant){kernel->panel_tokens, 1u << size, false};
   }
-  for (int k = 0; k < GPU_TALL_KERNELS; k++)
-    if (form.kind == FRAGMENT_BF16 && tokens > 64 && strips > 1 && gpu->tall_kernels[k].blocks)
+  for (int k = 0; k < GPU_TALL_KERNELS && tokens > 64 && strips > 1; k++)
+    if (gpu->tall_kernels[k].kind == form.kind && gpu->tall_kernels[k].blocks)
       out[count++] = (struct gpu_variant){gpu->tall_kernels[k].panel_tokens, 0, true};
   uint32_t panel = 8;
   while (panel < tokens && find_kernel(gpu, form.kind, 2 * panel)) panel *= 2;
@@ -174,13 +178,14 @@ int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strip
 }
 
 static const struct cluster_facts *find_cluster_kernel(const struct gpu *gpu,
+                                                       enum fragment_kind kind,
                                                        struct gpu_variant variant, int *clusters) {
   for (int k = 0; k < GPU_CLUSTER_KERNELS; k++)
     for (int size = 0; size < CLUSTER_SIZES; size++) {
       const struct cluster_facts *kernel = &gpu->cluster_kernels[k];
       *clusters = kernel->clusters[size];
-      if (kernel->panel_tokens == variant.panel_tokens && variant.cluster == 1u << size &&
-          *clusters)
+      if (kernel->kind == kind && kernel->panel_tokens == variant.panel_tokens &&
+          variant.cluster == 1u << size && *clusters)
         return kernel;
     }
   return NULL;
@@ -196,10 +201,9 @@ void gpu_variant_name(struct gpu_variant variant, char out[32]) {
 bool gpu_variant_runs(const struct gpu *gpu, struct fragment_form form,
                       struct gpu_variant variant) {
   int clusters;
-  if (variant.tall)
-    return form.kind == FRAGMENT_BF16 && find_tall_kernel(gpu, variant.panel_tokens);
+  if (variant.tall) return find_tall_kernel(gpu, form.kind, variant.panel_tokens) != NULL;
   if (!variant.cluster) return find_kernel(gpu, form.kind, variant.panel_tokens) != NULL;
-  return form.kind == FRAGMENT_BF16 && find_cluster_kernel(gpu, variant, &clusters);
+  return find_cluster_kernel(gpu, form.kind, variant, &clusters) != NULL;
 }
 
 /* --- products --- */
@@ -219,14 +223,14 @@ static enum status plan_product(struct gpu *gpu, const struct gpu_matrix *m, uin
   const bool by_columns = (v.cluster || v.tall) && m->host_order && !m->pair;
   const struct kernel_facts *kernel = NULL;
   if (by_columns && v.cluster) {
-    const struct cluster_facts *facts = find_cluster_kernel(gpu, v, &clusters);
+    const struct cluster_facts *facts = find_cluster_kernel(gpu, m->host.form.kind, v, &clusters);
     if (!facts) goto unknown;
     p->args.product.stages = facts->stages;
     return product_plan_make_clusters(&p->plan, &m->host, m->host_order, tokens, v.panel_tokens,
                                       (uint32_t)clusters, v.cluster, costs, err);
   }
   if (by_columns)
-    kernel = find_tall_kernel(gpu, v.panel_tokens);
+    kernel = find_tall_kernel(gpu, m->host.form.kind, v.panel_tokens);
   else if (!v.cluster && !v.tall && !(m->pair && v.panel_tokens > PRODUCT_PAIR_PANEL_MAX))
     kernel = find_kernel(gpu, m->host.form.kind, v.panel_tokens);
   if (!kernel) goto unknown;
@@ -276,8 +280,8 @@ static void fill_args(struct gpu_product *p, const struct gpu_matrix *m, uint32_
   args->scales = m->host.form.scales;
   args->mins = m->host.form.mins;
   args->row_scales = m->row_scales;
+  args->scaled_rows = m->row_scales ? (uint32_t)m->host.strips * FRAGMENT_STRIP_ROWS : 0;
   p->args.order = m->order;
-  p->args.strips = (uint32_t)m->host.strips;
   p->args.tiles_per_strip = (uint32_t)m->host.tiles_per_strip;
   p->args.cluster = p->variant.cluster;
 }
@@ -346,7 +350,7 @@ static enum status encode_map(const struct gpu *gpu, const struct gpu_product *p
 static enum status run_clusters(struct gpu *gpu, const struct gpu_product *p,
                                 struct cluster_args *args, struct error *err) {
   int clusters;
-  const struct cluster_facts *kernel = find_cluster_kernel(gpu, p->variant, &clusters);
+  const struct cluster_facts *kernel = find_cluster_kernel(gpu, p->kind, p->variant, &clusters);
   cudaLaunchAttribute attribute;
   void *parameters[] = {args};
   INVARIANT(kernel);
@@ -355,7 +359,8 @@ static enum status run_clusters(struct gpu *gpu, const struct gpu_product *p,
   const cudaLaunchConfig_t launch =
       cluster_launch(gpu, kernel, p->plan.blocks, args->cluster, &attribute);
   return gpu_check(
-      err, cudaLaunchKernelExC(&launch, cluster_kernel(p->variant.panel_tokens), parameters),
+      err,
+      cudaLaunchKernelExC(&launch, cluster_kernel(p->kind, p->variant.panel_tokens), parameters),
       "start a hybrid product");
 }
 #else
@@ -381,11 +386,11 @@ enum status gpu_product_run(struct gpu *gpu, const struct gpu_product *p,
   const bool tall = p->variant.tall;
   const uint32_t panel = p->variant.panel_tokens;
   const struct kernel_facts *kernel =
-      tall ? find_tall_kernel(gpu, panel) : find_kernel(gpu, p->kind, panel);
+      tall ? find_tall_kernel(gpu, p->kind, panel) : find_kernel(gpu, p->kind, panel);
   void *parameters[] = {tall ? (void *)&args : (void *)&args.product};
   INVARIANT(kernel);
   return gpu_check(err,
-                   cudaLaunchKernel(tall ? tall_kernel(panel) : kernel_code(kernel),
+                   cudaLaunchKernel(tall ? tall_kernel(p->kind, panel) : kernel_code(kernel),
                                     (dim3){p->plan.blocks, 1, 1}, (dim3){kernel->threads, 1, 1},
                                     parameters, kernel->shared_bytes, gpu->stream),
                    "start a hybrid product");

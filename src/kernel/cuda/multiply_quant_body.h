@@ -5,6 +5,8 @@
  * A minimum counts once for each kept weight: a second product, by ones under the same codes,
  * brings the sum of the activations that it stands for. */
 
+#include "kernel/cuda/integers_body.h"
+
 /* The eight bytes of a lane's fragment as operand A: bytes 2 r and 2 r + 1 are register r.
  * 2^23 + x is exact in fp32 for a byte x; the sign bit flipped, x is the integer + 128. */
 DEVICE uint32_t LOCAL(pair_of_bytes)(uint32_t word, uint32_t selectors) {
@@ -29,6 +31,14 @@ DEVICE struct words4 LOCAL(unpack_nibbles)(uint32_t word, uint32_t zero) {
   for (int r = 0; r < 4; r++)
     a.w[r] = bf16_pair_subtract((word >> 4 * r & 0x000f000f) | 0x43004300, zero);
   return a;
+}
+
+DEVICE struct words4 LOCAL(unpack)(const struct product_args *args, struct words2 raw) {
+#if QUANT_BITS == 8
+  return LOCAL(unpack_bytes)(raw.w[0], raw.w[1]);
+#else
+  return LOCAL(unpack_nibbles)(raw.w[0], args->mins ? 0x43004300 : 0x43084308);
+#endif
 }
 
 /* Of this lane's rows g and g + 8, in one group. */
@@ -88,40 +98,13 @@ DEVICE void LOCAL(multiply_step)(const struct product_args *args, uint32_t stage
   const uint32_t block = stage + LOCAL(warp_block)() * block_bytes;
   const uint32_t values = block + (sparse ? FRAGMENT_META_BYTES : 0);
   const uint32_t meta = sparse ? shared_load4(block + 4 * lane) : 0;
-#if QUANT_BITS == 8
-  const struct words4 first = shared_load16(values + 16 * lane);
-  const struct words4 second = sparse ? first : shared_load16(values + FRAGMENT_BYTES + 16 * lane);
-#else
-  const uint32_t zero = args->mins ? 0x43004300 : 0x43084308;
-  struct words4 first;
-  if (sparse) {
-    const struct words2 raw = shared_load8(values + 8 * lane);
-    first.w[0] = raw.w[0];
-    first.w[1] = raw.w[1];
-  } else {
-    first = shared_load16(values + 16 * lane);
-  }
-#endif
   UNROLL
   for (int half = 0; half < 2; half++) {
     const struct LOCAL(scales) scales = LOCAL(load_scales)(args, block, block_bytes, half);
+    const int first = sparse ? half : 2 * half;
     struct words4 a[2];
-#if QUANT_BITS == 8
-    const struct words4 *raw = half ? &second : &first;
-    if (sparse) {
-      a[0] = LOCAL(unpack_bytes)(first.w[2 * half], first.w[2 * half + 1]);
-    } else {
-      a[0] = LOCAL(unpack_bytes)(raw->w[0], raw->w[1]);
-      a[1] = LOCAL(unpack_bytes)(raw->w[2], raw->w[3]);
-    }
-#else
-    if (sparse) {
-      a[0] = LOCAL(unpack_nibbles)(first.w[half], zero);
-    } else {
-      a[0] = LOCAL(unpack_nibbles)(first.w[2 * half], zero);
-      a[1] = LOCAL(unpack_nibbles)(first.w[2 * half + 1], zero);
-    }
-#endif
+    a[0] = LOCAL(unpack)(args, LOCAL(load_integers)(values, first));
+    if (!sparse) a[1] = LOCAL(unpack)(args, LOCAL(load_integers)(values, first + 1));
     LOCAL(multiply_group)(args, stage, half, sparse, a, meta, &scales, sums[0]);
   }
 }
@@ -133,17 +116,4 @@ DEVICE void LOCAL(multiply_sparse)(const struct product_args *args, uint32_t sta
 DEVICE void LOCAL(multiply_dense)(const struct product_args *args, uint32_t stage,
                                   float sums[1][WARP_OCTETS][4]) {
   LOCAL(multiply_step)(args, stage, false, sums);
-}
-
-DEVICE void LOCAL(scale_rows)(const struct product_args *args,
-                              const struct product_segment *segment, float sums[WARP_OCTETS][4]) {
-  const uint32_t row = segment->strip * FRAGMENT_STRIP_ROWS +
-                       LOCAL(warp_block)() * FRAGMENT_BLOCK_ROWS + thread_index() % 32 / 4;
-  const float low = global_load(args->row_scales + row);
-  const float high = global_load(args->row_scales + row + 8);
-  UNROLL
-  for (int n = 0; n < WARP_OCTETS; n++) {
-    UNROLL
-    for (int r = 0; r < 4; r++) sums[n][r] *= r / 2 ? high : low;
-  }
 }

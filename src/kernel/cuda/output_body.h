@@ -2,7 +2,8 @@
  * of the products, with LOCAL, PANEL_TOKENS and
  *   OUTPUT_THREADS    threads that come here, numbered from 0 by OUTPUT_THREAD (thread_index()
  *                     unless defined)
- *   OUTPUT_BARRIER()  a barrier of exactly these */
+ *   OUTPUT_BARRIER()  a barrier of exactly these
+ *   QUANT_BITS        0 where the weights are bf16 */
 #ifndef OUTPUT_THREAD
 #define OUTPUT_THREAD() thread_index()
 #endif
@@ -18,6 +19,26 @@ DEVICE void LOCAL(store)(const struct product_args *args, uint32_t row, uint32_t
   else
     global_store(args->y + at, bf16_round(sum));
 }
+
+#if QUANT_BITS
+/* The same sums times the scales of their rows, where a row has one. Rows past the matrix need
+ * none. */
+DEVICE void LOCAL(scale_rows)(const struct product_args *args, uint32_t strip, uint32_t block,
+                              float (*sums)[4], int octets) {
+  const uint32_t row =
+      strip * FRAGMENT_STRIP_ROWS + block * FRAGMENT_BLOCK_ROWS + thread_index() % 32 / 4;
+  UNROLL
+  for (int r = 0; r < 4; r += 2) {
+    const uint32_t at = row + 4 * r;
+    const float scale = at < args->scaled_rows ? global_load(args->row_scales + at) : 0;
+    UNROLL
+    for (int n = 0; n < octets; n++) {
+      sums[n][r] *= scale;
+      sums[n][r + 1] *= scale;
+    }
+  }
+}
+#endif
 
 /* A block of 16 rows of the strip, `octets` times 8 tokens of the panel from `first_token` on.
  * sums[octet]: operand C of each m16n8. */

@@ -61,7 +61,8 @@ struct product_args {
    */
   uint32_t sparse_step_bytes, dense_step_bytes;
   uint32_t scales, mins;
-  const float *row_scales; /* (strips * 128), or NULL */
+  const float *row_scales; /* (scaled_rows = strips * 128), or NULL */
+  uint32_t scaled_rows;
 };
 
 enum {
@@ -71,12 +72,15 @@ enum {
   PRODUCT_PANEL_ROW_BYTES = 2 * FRAGMENT_STEP_COLS
 };
 
+/* Room for a step of weights, whatever scales it has: a multiple of 1024. */
+static inline uint32_t product_weight_bytes(enum fragment_kind kind) {
+  if (kind == FRAGMENT_I8) return FRAGMENT_I8_STEP_BYTES;
+  if (kind == FRAGMENT_I4) return FRAGMENT_I4_STEP_BYTES;
+  return FRAGMENT_DENSE_STEP_BYTES;
+}
 /* A stage holds one step of weights and the panel's activations for its 64 columns. */
 static inline uint32_t product_stage_bytes(enum fragment_kind kind, uint32_t panel_tokens) {
-  uint32_t weights = FRAGMENT_DENSE_STEP_BYTES;
-  if (kind == FRAGMENT_I8) weights = FRAGMENT_I8_STEP_BYTES;
-  if (kind == FRAGMENT_I4) weights = FRAGMENT_I4_STEP_BYTES;
-  return weights + panel_tokens * PRODUCT_PANEL_ROW_BYTES;
+  return product_weight_bytes(kind) + panel_tokens * PRODUCT_PANEL_ROW_BYTES;
 }
 static inline uint32_t product_shared_bytes(enum fragment_kind kind, uint32_t panel_tokens,
                                             uint32_t stages) {
@@ -112,8 +116,8 @@ struct panel_map {
 
 struct cluster_args {
   struct product_args product; /* `x` and `columns` are not read */
-  const uint32_t *order;       /* (strips, tiles_per_strip), see fragment_order */
-  uint32_t strips, tiles_per_strip;
+  const uint32_t *order;       /* see fragment_order */
+  uint32_t tiles_per_strip;
   uint32_t cluster; /* blocks of a cluster: 1, 2 or 4; each copies panel / cluster tokens */
   struct panel_map x;
 };
@@ -125,39 +129,49 @@ enum {
   CLUSTER_STAGES = 1024,  /* byte of the first stage: the swizzle repeats after so many */
   CLUSTER_STAGES_MAX = 6
 };
-static inline uint32_t cluster_shared_bytes(uint32_t panel_tokens, uint32_t stages) {
-  return CLUSTER_STAGES + stages * product_stage_bytes(FRAGMENT_BF16, panel_tokens);
+static inline uint32_t cluster_shared_bytes(enum fragment_kind kind, uint32_t panel_tokens,
+                                            uint32_t stages) {
+  return CLUSTER_STAGES + stages * product_stage_bytes(kind, panel_tokens);
 }
-static inline uint32_t cluster_stages(uint32_t panel_tokens, uint32_t shared_bytes) {
-  const uint32_t fit =
-      shared_bytes < CLUSTER_STAGES
-          ? 0
-          : (shared_bytes - CLUSTER_STAGES) / product_stage_bytes(FRAGMENT_BF16, panel_tokens);
+static inline uint32_t cluster_stages(enum fragment_kind kind, uint32_t panel_tokens,
+                                      uint32_t shared_bytes) {
+  const uint32_t fit = shared_bytes < CLUSTER_STAGES ? 0
+                                                     : (shared_bytes - CLUSTER_STAGES) /
+                                                           product_stage_bytes(kind, panel_tokens);
   return fit < PRODUCT_STAGES_MIN ? 0 : fit < CLUSTER_STAGES_MAX ? fit : CLUSTER_STAGES_MAX;
 }
-#define CLUSTER_KERNELS(K) \
-  K(128)                   \
-  K(256)
-/* K(panel tokens) */
+#define CLUSTER_KERNELS(K)   \
+  K(BF16, cluster_128, 128)  \
+  K(BF16, cluster_256, 256)  \
+  K(I8, cluster_i8_128, 128) \
+  K(I8, cluster_i8_256, 256) \
+  K(I4, cluster_i4_128, 128) \
+  K(I4, cluster_i4_256, 256)
+/* K(FRAGMENT_ kind of the weights, name, panel tokens) */
 
 /* --- products of two strips a block, by mma: prefill on cards without wgmma ---
  *
  * Arguments, plans and segments are those of clusters of two; one block does the work of both. */
 enum { TALL_STRIPS = 2, TALL_THREADS = 512, TALL_STAGES_MAX = 3 };
-static inline uint32_t tall_stage_bytes(uint32_t panel_tokens) {
-  return TALL_STRIPS * FRAGMENT_DENSE_STEP_BYTES + panel_tokens * PRODUCT_PANEL_ROW_BYTES;
+static inline uint32_t tall_stage_bytes(enum fragment_kind kind, uint32_t panel_tokens) {
+  return TALL_STRIPS * product_weight_bytes(kind) + panel_tokens * PRODUCT_PANEL_ROW_BYTES;
 }
-static inline uint32_t tall_shared_bytes(uint32_t panel_tokens, uint32_t stages) {
-  return PRODUCT_FLAG_BYTES + stages * tall_stage_bytes(panel_tokens);
+static inline uint32_t tall_shared_bytes(enum fragment_kind kind, uint32_t panel_tokens,
+                                         uint32_t stages) {
+  return PRODUCT_FLAG_BYTES + stages * tall_stage_bytes(kind, panel_tokens);
 }
-static inline uint32_t tall_stages(uint32_t panel_tokens, uint32_t shared_bytes) {
-  const uint32_t fit = shared_bytes < PRODUCT_FLAG_BYTES
-                           ? 0
-                           : (shared_bytes - PRODUCT_FLAG_BYTES) / tall_stage_bytes(panel_tokens);
+static inline uint32_t tall_stages(enum fragment_kind kind, uint32_t panel_tokens,
+                                   uint32_t shared_bytes) {
+  const uint32_t fit = shared_bytes < PRODUCT_FLAG_BYTES ? 0
+                                                         : (shared_bytes - PRODUCT_FLAG_BYTES) /
+                                                               tall_stage_bytes(kind, panel_tokens);
   return fit < PRODUCT_STAGES_MIN ? 0 : fit < TALL_STAGES_MAX ? fit : TALL_STAGES_MAX;
 }
-#define TALL_KERNELS(K) K(128)
-/* K(panel tokens) */
+#define TALL_KERNELS(K)   \
+  K(BF16, tall_128, 128)  \
+  K(I8, tall_i8_128, 128) \
+  K(I4, tall_i4_128, 128)
+/* K(FRAGMENT_ kind of the weights, name, panel tokens) */
 
 /* The kernels there are, by the tokens of a panel. Decoding: each of eight warps takes 16 rows and
  * all tokens. Prefill: a warp takes 64 rows and 32 or 64 tokens. */
@@ -170,7 +184,7 @@ static inline uint32_t tall_stages(uint32_t panel_tokens, uint32_t shared_bytes)
   K(256, 256)
 /* K(panel tokens, threads) */
 
-/* Those for integers, for decoding. Larger batches take several panels. */
+/* Those for integers, for decoding; prefill has TALL_KERNELS and CLUSTER_KERNELS. */
 #define QUANT_KERNELS(K) \
   K(8, 8)                \
   K(8, 16)               \

@@ -143,7 +143,8 @@ DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct produc
                             float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
   const struct product_place place = LOCAL(place)(segment);
 #if QUANT_BITS
-  if (args->row_scales) LOCAL(scale_rows)(args, segment, sums[0]);
+  if (args->row_scales) LOCAL(scale_rows)
+  (args, segment->strip, LOCAL(warp_block)(), sums[0], WARP_OCTETS);
 #endif
   UNROLL
   for (int m = 0; m < WARP_BLOCKS; m++) LOCAL(put_block)

@@ -159,6 +159,8 @@ DEVICE double double_of_bits(uint64_t x) { return __longlong_as_double((long lon
 /* Good to a few units in the last place of a number that is not close to zero. */
 DEVICE float log_fast(float x) { return __logf(x); }
 DEVICE float exp_fast(float x) { return __expf(x); }
+/* a * b + c, rounded once. */
+DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 /* Two bf16, `low` in the low half, rounded to nearest even. */
 DEVICE uint32_t bf16_pair(float low, float high) {
   uint32_t v;

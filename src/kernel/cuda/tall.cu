@@ -7,11 +7,14 @@
 #include "kernel/cuda/tall_kernels.h"
 #else
 #include "kernel/cuda/product.h"
-#define KERNEL_TRAP(tokens) \
-  extern "C" __global__ void tall_##tokens(const __grid_constant__ cluster_args) { __trap(); }
+#define KERNEL_TRAP(kind, name, tokens) \
+  extern "C" __global__ void name(const __grid_constant__ cluster_args) { __trap(); }
 TALL_KERNELS(KERNEL_TRAP)
 #endif
 
-extern "C" const void *tall_kernel(uint32_t panel_tokens) {
-  return panel_tokens == 128 ? (const void *)tall_128 : nullptr;
+extern "C" const void *tall_kernel(enum fragment_kind of, uint32_t panel_tokens) {
+#define KERNEL_CASE(kind, name, tokens) \
+  if (of == FRAGMENT_##kind && panel_tokens == tokens) return (const void *)name;
+  TALL_KERNELS(KERNEL_CASE)
+  return nullptr;
 }

@@ -1,6 +1,8 @@
 /* The hybrid product for prefill on cards without wgmma: included once for each row of
- * TALL_KERNELS, after a vocabulary, with PRODUCT_NAME   the kernel's name PANEL_TOKENS   tokens of
- * a panel, 128
+ * TALL_KERNELS, after a vocabulary, with
+ *   PRODUCT_NAME   the kernel's name
+ *   PANEL_TOKENS   tokens of a panel, 128
+ *   QUANT_BITS     8 or 4 for integers, 0 for bf16
  *
  * A block takes two strips and one panel, so that a step's activations are fetched once for 256
  * rows: with one strip the second-level cache binds. The strips go through the columns together,
@@ -14,7 +16,16 @@
 #define THREADS TALL_THREADS
 #define WARP_BLOCKS 4
 #define WARP_OCTETS 4
-#define WEIGHT_BYTES (TALL_STRIPS * FRAGMENT_DENSE_STEP_BYTES)
+#if QUANT_BITS
+#define SPARSE_STEP_BYTES args->product.sparse_step_bytes
+#define DENSE_STEP_BYTES args->product.dense_step_bytes
+#define STRIP_BYTES (QUANT_BITS == 8 ? FRAGMENT_I8_STEP_BYTES : FRAGMENT_I4_STEP_BYTES)
+#else
+#define SPARSE_STEP_BYTES FRAGMENT_SPARSE_STEP_BYTES
+#define DENSE_STEP_BYTES FRAGMENT_DENSE_STEP_BYTES
+#define STRIP_BYTES FRAGMENT_DENSE_STEP_BYTES
+#endif
+#define WEIGHT_BYTES (TALL_STRIPS * STRIP_BYTES)
 #define STAGE_BYTES (WEIGHT_BYTES + PANEL_TOKENS * PRODUCT_PANEL_ROW_BYTES)
 #define CHUNKS_PER_ROW (PRODUCT_PANEL_ROW_BYTES / 16)
 
@@ -23,21 +34,20 @@ struct LOCAL(loader) {
   uint32_t segment, segment_end;
   uint32_t steps;               /* left of the segment */
   uint32_t order;               /* index of the tile at hand, of the first strip */
-  uint32_t above;               /* from there to the second strip's: 0 where there is none */
   uint32_t places[TALL_STRIPS]; /* of the tiles at hand, as in `order` */
   uint32_t col, token;
+  uint32_t kinds; /* bit 2 s + strip: stage s has 2:4 weights of that strip */
 };
+
+DEVICE uint32_t LOCAL(stage)(uint32_t slot) {
+  return shared_base() + PRODUCT_FLAG_BYTES + slot * STAGE_BYTES;
+}
 
 /* A matrix with an odd number of strips ends with a block whose second strip repeats the first; its
  * rows lie past the end. */
-DEVICE uint32_t LOCAL(above)(const struct cluster_args *args,
-                             const struct product_segment *segment) {
-  return segment->strip + 1 < args->strips ? args->tiles_per_strip : 0;
-}
-
 DEVICE void LOCAL(fetch_places)(const struct cluster_args *args, struct LOCAL(loader) * l) {
   l->places[0] = global_load(args->order + l->order);
-  l->places[1] = global_load(args->order + l->order + l->above);
+  l->places[1] = global_load(args->order + l->order + args->tiles_per_strip);
 }
 
 DEVICE void LOCAL(open_segment)(const struct cluster_args *args, struct LOCAL(loader) * l) {
@@ -45,7 +55,6 @@ DEVICE void LOCAL(open_segment)(const struct cluster_args *args, struct LOCAL(lo
   const struct product_segment segment = global_load(args->product.segments + l->segment);
   l->steps = FRAGMENT_STEPS * segment.sparse;
   l->order = segment.strip * args->tiles_per_strip + segment.column;
-  l->above = LOCAL(above)(args, &segment);
   l->col = segment.column * FRAGMENT_TILE_COLS;
   l->token = segment.panel * PANEL_TOKENS;
   LOCAL(fetch_places)(args, l);
@@ -65,20 +74,22 @@ DEVICE void LOCAL(copy_panel)(const struct product_args *args, uint32_t first_co
   }
 }
 
-/* Starts the copy of the next step into the stage at `to`, if there is one left; closes the group
+/* Starts the copy of the next step into stage `slot`, if there is one left; closes the group
  * of copies in any case. */
 DEVICE void LOCAL(copy_step)(const struct cluster_args *args, struct LOCAL(loader) * l,
-                             uint32_t to) {
+                             uint32_t slot) {
+  const uint32_t to = LOCAL(stage)(slot);
   if (l->segment < l->segment_end) {
     const uint32_t step = l->steps % FRAGMENT_STEPS ? 1 : 0;
+    l->kinds &= ~(3u << 2 * slot);
+    l->kinds |= ((l->places[0] & 1) | (l->places[1] & 1) << 1) << 2 * slot;
     UNROLL
     for (int s = 0; s < TALL_STRIPS; s++) {
-      const uint32_t bytes =
-          l->places[s] & 1 ? FRAGMENT_SPARSE_STEP_BYTES : FRAGMENT_DENSE_STEP_BYTES;
+      const uint32_t bytes = l->places[s] & 1 ? SPARSE_STEP_BYTES : DENSE_STEP_BYTES;
       const uint8_t *from =
           args->product.tiles + (uint64_t)(l->places[s] >> 1) * FRAGMENT_OFFSET_UNIT + step * bytes;
       for (uint32_t at = 16 * thread_index(); at < bytes; at += 16 * THREADS)
-        async_copy16(to + s * FRAGMENT_DENSE_STEP_BYTES + at, from + at, 16);
+        async_copy16(to + s * STRIP_BYTES + at, from + at, 16);
     }
     LOCAL(copy_panel)
     (&args->product, l->col + step * FRAGMENT_STEP_COLS, l->token, to + WEIGHT_BYTES);
@@ -104,11 +115,11 @@ DEVICE uint32_t LOCAL(warp_token)(void) { return thread_index() / 128 * (8 * WAR
 DEVICE struct words4 LOCAL(load_octet)(uint32_t stage, int octet, int half) {
   const uint32_t lane = thread_index() % 32;
   const uint32_t row = LOCAL(warp_token)() + 8 * octet + lane % 8;
-  const uint32_t panel = stage + (TALL_STRIPS - LOCAL(warp_strip)()) * FRAGMENT_DENSE_STEP_BYTES;
+  const uint32_t panel = stage + (TALL_STRIPS - LOCAL(warp_strip)()) * STRIP_BYTES;
   return load_matrices(panel + panel_offset(row, 4 * half + lane / 8));
 }
 
-#include "kernel/cuda/multiply_body.h"
+#include "kernel/cuda/multiply_tall_body.h"
 
 #define OUTPUT_THREADS THREADS
 #define OUTPUT_BARRIER() block_barrier()
@@ -123,6 +134,13 @@ DEVICE struct product_place LOCAL(place)(const struct product_segment *segment, 
 DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct product_segment *segment,
                             float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
   const struct product_place own = LOCAL(place)(segment, LOCAL(warp_strip)());
+#if QUANT_BITS
+  if (args->row_scales) {
+    UNROLL
+    for (int m = 0; m < WARP_BLOCKS; m++) LOCAL(scale_rows)
+    (args, own.strip, LOCAL(warp_block)() + m, sums[m], WARP_OCTETS);
+  }
+#endif
   UNROLL
   for (int m = 0; m < WARP_BLOCKS; m++) LOCAL(put_block)
   (args, segment, &own, LOCAL(warp_block)() + m, LOCAL(warp_token)(), sums[m], WARP_OCTETS);
@@ -133,17 +151,12 @@ DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct produc
   }
 }
 
-/* Waits for the step to come, refills the stage that the last one left, and returns the stage to
- * multiply from. */
-DEVICE uint32_t LOCAL(next_stage)(const struct cluster_args *args, struct LOCAL(loader) * loader,
-                                  uint32_t *slot) {
-  const uint32_t stages = shared_base() + PRODUCT_FLAG_BYTES;
-  const uint32_t current = *slot, before = current ? current - 1 : args->product.stages - 1;
-  *slot = current + 1 == args->product.stages ? 0 : current + 1;
+/* Waits for the step to come in stage `slot` and refills the stage that the last one left. */
+DEVICE void LOCAL(next_stage)(const struct cluster_args *args, struct LOCAL(loader) * loader,
+                              uint32_t slot) {
   async_wait(args->product.stages - 2);
   block_barrier();
-  LOCAL(copy_step)(args, loader, stages + before * STAGE_BYTES);
-  return stages + current * STAGE_BYTES;
+  LOCAL(copy_step)(args, loader, slot ? slot - 1 : args->product.stages - 1);
 }
 
 DEVICE void LOCAL(run)(const struct cluster_args *args) {
@@ -153,26 +166,21 @@ DEVICE void LOCAL(run)(const struct cluster_args *args) {
   const uint32_t end = loader.segment_end;
   uint32_t at = loader.segment, slot = 0;
   LOCAL(open_segment)(args, &loader);
-  for (uint32_t s = 0; s + 1 < args->product.stages; s++)
-    LOCAL(copy_step)(args, &loader, shared_base() + PRODUCT_FLAG_BYTES + s * STAGE_BYTES);
+  for (uint32_t s = 0; s + 1 < args->product.stages; s++) LOCAL(copy_step)(args, &loader, s);
   for (; at < end; at++) {
-    const struct product_segment segment = global_load(args->product.segments + at);
-    const uint32_t *order = args->order + segment.strip * args->tiles_per_strip + segment.column +
-                            LOCAL(warp_strip)() * LOCAL(above)(args, &segment);
-    uint32_t next = global_load(order); /* a tile ahead: its latency would hold up the products */
+    uint32_t steps = FRAGMENT_STEPS * (uint32_t)global_load(&args->product.segments[at].sparse);
     float sums[WARP_BLOCKS][WARP_OCTETS][4] = {{{0}}};
-    for (uint32_t tile = 0; tile < segment.sparse; tile++) {
-      const bool sparse = next & 1;
-      if (tile + 1 < segment.sparse) next = global_load(order + tile + 1);
-      for (uint32_t step = 0; step < FRAGMENT_STEPS; step++) {
-        const uint32_t stage = LOCAL(next_stage)(args, &loader, &slot) +
-                               LOCAL(warp_strip)() * FRAGMENT_DENSE_STEP_BYTES;
-        if (sparse)
-          LOCAL(multiply_sparse)(&args->product, stage, sums);
-        else
-          LOCAL(multiply_dense)(&args->product, stage, sums);
-      }
+    for (; steps; steps--) {
+      LOCAL(next_stage)(args, &loader, slot);
+      const uint32_t stage = LOCAL(stage)(slot) + LOCAL(warp_strip)() * STRIP_BYTES;
+      if (loader.kinds >> (2 * slot + LOCAL(warp_strip)()) & 1)
+        LOCAL(multiply_sparse)(&args->product, stage, sums);
+      else
+        LOCAL(multiply_dense)(&args->product, stage, sums);
+      slot = slot + 1 == args->product.stages ? 0 : slot + 1;
     }
+    /* Only now: while it multiplies, a thread has no registers for it. */
+    const struct product_segment segment = global_load(args->product.segments + at);
     LOCAL(put_sums)(&args->product, &segment, sums);
   }
   async_wait(0);
@@ -186,6 +194,9 @@ KERNEL(PRODUCT_NAME, LOCAL(run), THREADS, struct cluster_args)
 #undef THREADS
 #undef WARP_BLOCKS
 #undef WARP_OCTETS
+#undef SPARSE_STEP_BYTES
+#undef DENSE_STEP_BYTES
+#undef STRIP_BYTES
 #undef WEIGHT_BYTES
 #undef STAGE_BYTES
 #undef CHUNKS_PER_ROW
