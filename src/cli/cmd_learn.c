@@ -12,7 +12,7 @@
 struct learn_options {
   struct learn_settings s;
   int mode;
-  const char *data, *out, *budget, *device;
+  const char *data, *out, *budget, *device, *pattern;
   struct text_list prior, skip;
   int64_t seed, tile, calib_tokens;
   double lr, checkpoint_every;
@@ -33,6 +33,9 @@ static const struct option options[] = {
      "learn tiles and 2:4 masks, tiles over a frozen 2:4 mask, or 2:4 masks only"},
     {"sparsity", OPTION_FRACTION, AT(s.sparsity), NULL, 0, 0, NULL, "S",
      "share of zeros over all prunable weights, 0 to 0.5 (maskllm: 0.5)"},
+    {"pattern", OPTION_TEXT, AT(pattern), "2:4", 0, 0, NULL, "N:M",
+     "what tiles that are not dense keep: N of every M weights, with at most 70 ways to do so, as "
+     "4:8 has; kernels run 2:4 alone faster than dense"},
     {"speedup", OPTION_REAL, AT(s.speedup), NULL, 1, 16, NULL, "X",
      "in place of --sparsity: decode X times as fast as dense, by what matrices cost on this "
      "machine (measured at the start, kept in RUN)"},
@@ -158,6 +161,20 @@ static void fill_request(struct learn_request *q, const struct learn_options *o,
   for (int i = 0; i < o->skip.count; i++) q->skip[i] = o->skip.items[i];
 }
 
+static enum status parse_pattern(const char *text, struct learn_settings *s, struct error *err) {
+  struct prune_settings pattern = prune_defaults();
+  enum status status = prune_pattern_parse(text, &pattern, err);
+  if (status == STATUS_OK && pattern.pattern != PRUNE_2_4 && pattern.pattern != PRUNE_N_M)
+    status =
+        error_set(err, STATUS_USAGE,
+                  "--pattern %s: give 2:4 or another n:m; --mode says whether tiles are learned "
+                  "too",
+                  text);
+  s->keep = pattern.keep;
+  s->of = pattern.of;
+  return status;
+}
+
 static void print_outcome(const struct learn_report *r, const char *out) {
   printf("%-28s %10s %12s\n", "held-out text", "loss", "perplexity");
   printf("%-28s %10.4f %12.2f\n", "dense", r->dense_loss, exp(r->dense_loss));
@@ -230,6 +247,8 @@ static enum status run(const struct command *command, void *settings, struct tex
   enum status status = check_given(o, err);
   if (status != STATUS_OK) return status;
   fill_request(&request, o, positionals->items[0]);
+  status = parse_pattern(o->pattern, &request.settings, err);
+  if (status != STATUS_OK) return status;
   if (o->budget) status = numbers_time(o->budget, "budget", &request.budget_seconds, err);
   /* a dry run only says what a card would need */
   const struct backend *backend = NULL;

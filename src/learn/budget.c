@@ -24,10 +24,12 @@ static enum status make_text(struct corpus *corpus, int64_t *start, int64_t wind
   return STATUS_OK;
 }
 
-/* Some 2:4 mask in every linear, as the frozen codes of tile mode. */
+/* Some 2:4 mask in every linear, as the frozen codes of tile mode. Other patterns have one from the
+ * start. */
 static void set_codes(struct learner *l) {
   for (int i = 0; i < l->site_count; i++) {
     struct mask_matrix *m = &l->sites[i].mask;
+    if (m->kind != MASK_HYBRID) continue;
     for (int64_t row = 0; row < m->rows; row++)
       for (int64_t g = 0; g < mask_group_count(m); g++)
         mask_set_code(m, row, g, sparse_candidate_code[(row + g) % SPARSE_CANDIDATES]);

@@ -117,14 +117,23 @@ static enum status add_site(struct table *t, const struct learner *l, const stru
   const struct group_logits *g = &s->groups;
   const char *name = s->mask.name;
   enum status status = STATUS_OK;
-  if (learn_uses_groups(&l->settings)) {
+  const struct pattern_logits *p = &s->pattern;
+  if (p->count) {
+    const int64_t groups = pattern_groups(&p->table, p->cols);
+    const int64_t each = p->table.count;
+    status = add(t, err, "logit.", name, DTYPE_F32, p->rows, groups, each, p->logit);
+    if (!status)
+      status = add(t, err, "moment1.", name, DTYPE_F32, p->rows, groups, each, p->moment1);
+    if (!status)
+      status = add(t, err, "moment2.", name, DTYPE_F32, p->rows, groups, each, p->moment2);
+  } else if (learn_uses_groups(&l->settings)) {
     status = add_logits(t, g, "logit.", name, MASK_STORED, g->logit, err);
     if (!status) status = add_logits(t, g, "moment1.", name, MASK_STORED, g->moment1, err);
     if (!status) status = add_logits(t, g, "moment2.", name, MASK_STORED + 1, g->moment2, err);
   }
   if (!status)
-    status = add(t, err, "best.codes.", name, DTYPE_U8, best->rows, mask_code_stride(best), 0,
-                 best->codes);
+    status = add(t, err, best->kind == MASK_TILED ? "best.bits." : "best.codes.", name, DTYPE_U8,
+                 best->rows, mask_code_stride(best), 0, mask_groups(best));
   if (!status && learn_uses_tiles(&l->settings))
     status = add(t, err, "best.tiles.", name, DTYPE_U8, mask_tile_row_count(best),
                  mask_tile_col_count(best), 0, best->tiles);

@@ -14,6 +14,16 @@ static int64_t site_weights(const struct linear_site *site) {
   return linear_rows(&site->weight) * linear_cols(&site->weight);
 }
 
+static enum status init_pattern(struct learn_site *s, const struct learn_settings *set,
+                                int64_t rows, int64_t cols, struct error *err) {
+  enum status status = mask_matrix_init_tiled(&s->mask, s->site->name, rows, cols, set->tile_rows,
+                                              set->tile_cols, set->keep, set->of, err);
+  mask_pattern_make(&s->pattern.table, set->keep, set->of); /* settings were checked for it */
+  if (status == STATUS_OK && learn_uses_groups(set))
+    status = pattern_logits_init(&s->pattern, set, rows, cols, err);
+  return status;
+}
+
 static enum status init_site(struct learner *l, int index, struct error *err) {
   const struct linear_site *site = model_site(l->model, index);
   const struct learn_settings *set = &l->settings;
@@ -25,6 +35,7 @@ static enum status init_site(struct learner *l, int index, struct error *err) {
                      model_path(l->model));
   s->site = site;
   l->site_of[index] = l->site_count++;
+  if (!learn_is_24(set)) return init_pattern(s, set, rows, cols, err);
   enum status status = mask_matrix_init_hybrid(&s->mask, site->name, rows, cols, set->tile_rows,
                                                set->tile_cols, err);
   if (status == STATUS_OK && learn_uses_groups(set))
@@ -163,6 +174,10 @@ enum status learner_init(struct learner *l, const struct model *model,
                          struct error *err) {
   *l = (struct learner){.model = model, .settings = *settings, .formed = -1};
   l->ops = settings->backend ? settings->backend : backend_cpu();
+  if (!learn_is_24(settings) && !l->ops->is_host)
+    return error_set(err, STATUS_USAGE,
+                     "--pattern %d:%d is learned on the CPU only: leave out --device",
+                     settings->keep, settings->of);
   enum status status = init_sites(l, skip, err);
   if (status == STATUS_OK && learn_uses_tiles(settings)) status = init_tiles(l, err);
   if (status == STATUS_OK) status = init_scratch(l, err);
@@ -184,6 +199,7 @@ void learner_free(struct learner *l) {
   for (int i = 0; i < l->site_count; i++) {
     mask_matrix_free(&l->sites[i].mask);
     groups_free(&l->sites[i].groups);
+    pattern_logits_free(&l->sites[i].pattern);
   }
   tiles_free(&l->tiles);
   mem_free(l->sites);
@@ -199,7 +215,8 @@ size_t learner_bytes(const struct model *model, const struct learn_settings *s) 
     const struct linear_weight *w = &model_site(model, i)->weight;
     int64_t rows = linear_rows(w), cols = linear_cols(w), here = rows * cols;
     weights += here;
-    groups += groups_bytes(rows, cols);
+    groups += learn_is_24(s) ? groups_bytes(rows, cols)
+                             : 4 * sizeof(float) * (size_t)pattern_logits_count(s, rows, cols);
     tiles +=
         ((rows + s->tile_rows - 1) / s->tile_rows) * ((cols + s->tile_cols - 1) / s->tile_cols);
     if (here > largest) largest = here;
@@ -246,8 +263,11 @@ static const struct linear_weight *hard_weight(void *ctx, const struct linear_si
   struct learner *l = ctx;
   if (l->site_of[site->index] < 0) return NULL;
   struct learn_site *s = &l->sites[l->site_of[site->index]];
-  l->ops->mask_keep(site->weight.dense, s->codes, s->dense, s->mask.tile_rows, s->mask.tile_cols,
-                    l->masked);
+  if (s->mask.kind == MASK_TILED)
+    pattern_keep(&s->mask, site->weight.dense, l->masked);
+  else
+    l->ops->mask_keep(site->weight.dense, s->codes, s->dense, s->mask.tile_rows, s->mask.tile_cols,
+                      l->masked);
   l->masked_weight.dense = (struct matrix_view){l->masked, DTYPE_F32, s->mask.rows, s->mask.cols};
   return &l->masked_weight;
 }

@@ -9,16 +9,18 @@
 #include "data/windows.h"
 #include "learn/adamw.h"
 #include "learn/groups.h"
+#include "learn/pattern.h"
 #include "learn/tiles.h"
 #include "model/model.h"
 
 struct learn_site {
   const struct linear_site *site;
-  struct mask_matrix mask;    /* tiles and codes: frozen, or what the logits harden to */
-  uint8_t *codes, *dense;     /* the same codes and tiles in the backend's memory */
-  struct group_logits groups; /* joint and maskllm */
-  int64_t first_tile;         /* of this linear in learner.tiles */
-  double weight_squares;      /* ||W||^2 */
+  struct mask_matrix mask;       /* tiles and codes: frozen, or what the logits harden to */
+  uint8_t *codes, *dense;        /* the same codes (bits) and tiles in the backend's memory */
+  struct group_logits groups;    /* joint and maskllm */
+  struct pattern_logits pattern; /* the same under another pattern than 2:4 */
+  int64_t first_tile;            /* of this linear in learner.tiles */
+  double weight_squares;         /* ||W||^2 */
 };
 
 struct learner {
@@ -106,6 +108,15 @@ void learner_place_tiles(struct learner *l, const bool *dense);
  * dense model. */
 enum status learner_loss(struct learner *l, const struct windows *windows, const int64_t *which,
                          int64_t count, bool dense, double *nll, struct error *err);
+
+/* --- pattern_step.c: what the backend does for 2:4, under another pattern --- */
+
+void learner_pattern_sample(struct learner *l, struct learn_site *s, struct matrix_view w,
+                            enum dtype out_dtype);
+void learner_pattern_gradient(struct learner *l, struct learn_site *s, struct matrix_view w,
+                              struct mask_decay decay, enum dtype out_dtype);
+/* Returns how many groups' hard choices changed. */
+int64_t learner_pattern_update(struct learn_site *s, const struct mask_adamw *settings);
 
 /* --- place.c: between the host and the backend; on the CPU there is nothing to copy --- */
 

@@ -46,6 +46,13 @@ static double add_sites(struct learn_memory *m, const struct model *model,
       bytes[MEMORY_CODES] += (double)rows * (double)code_stride + tiles;
       if (learn_uses_tiles(s)) bytes[MEMORY_CODES] += tiles * (p == MEMORY_CPU ? 44 : 12);
       if (!learn_uses_groups(s)) continue;
+      if (!learn_is_24(s)) {
+        const double each = 4 * (double)pattern_logits_count(s, rows, cols);
+        bytes[MEMORY_LOGITS] += each;
+        bytes[MEMORY_GRADIENTS] += each;
+        bytes[MEMORY_MOMENTS] += 2 * each;
+        continue;
+      }
       bytes[MEMORY_LOGITS] += five;
       bytes[MEMORY_GRADIENTS] += five;
       bytes[MEMORY_MOMENTS] += five + 4 * (double)mask_second_count(rows, cols);

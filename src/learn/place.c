@@ -5,9 +5,7 @@
 #include "base/mem.h"
 #include "learn/learner.h"
 
-static size_t code_bytes(const struct mask_matrix *m) {
-  return (size_t)(m->rows * mask_code_stride(m));
-}
+static size_t code_bytes(const struct mask_matrix *m) { return mask_groups_bytes(m); }
 
 /* Room for W * M and its gradient, and the sums of a step. */
 static enum status alloc_shared(struct learner *l, int64_t largest, struct error *err) {
@@ -37,7 +35,7 @@ static enum status alloc_tiles(struct learner *l, struct error *err) {
 
 static enum status alloc_site(struct learner *l, struct learn_site *s, struct error *err) {
   if (l->ops->is_host) {
-    s->codes = s->mask.codes;
+    s->codes = mask_groups(&s->mask);
     s->dense = s->mask.tiles;
     return STATUS_OK;
   }
@@ -98,6 +96,10 @@ enum status learner_harden_groups(struct learner *l, struct error *err) {
   enum status status = learner_send_masks(l, err);
   for (int i = 0; i < l->site_count && status == STATUS_OK; i++) {
     struct learn_site *s = &l->sites[i];
+    if (s->mask.kind == MASK_TILED) {
+      pattern_harden(&s->pattern.table, s->pattern.logit, s->mask.rows, s->mask.cols, s->codes);
+      continue;
+    }
     l->ops->mask_harden(s->groups.logit, s->mask.rows, s->mask.cols, s->codes, l->flips);
     if (!l->ops->is_host)
       status = l->ops->download(s->mask.codes, s->codes, code_bytes(&s->mask), err);

@@ -32,6 +32,7 @@ struct counts {
   double linears, learned, head; /* weights */
   double hessians;               /* flops a calibration token, and once, of SparseGPT */
   double solves;
+  double saved; /* logits and moments, of which a checkpoint consists */
   int64_t tiles;
 };
 
@@ -45,6 +46,9 @@ static struct counts count(const struct model *model, const struct learn_setting
     c.linears += rows * cols;
     if (skip[i]) continue;
     c.learned += rows * cols;
+    c.saved += learn_is_24(s) ? rows * cols / 4 * 16
+                              : 3 * (double)pattern_logits_count(s, linear_rows(&site->weight),
+                                                                 linear_cols(&site->weight));
     c.tiles += ((linear_rows(&site->weight) + s->tile_rows - 1) / s->tile_rows) *
                ((linear_cols(&site->weight) + s->tile_cols - 1) / s->tile_cols);
     bool own_input = site->role != SITE_K && site->role != SITE_V && site->role != SITE_UP;
@@ -64,7 +68,6 @@ struct learn_plan learn_plan_make(const struct model *model, const struct learn_
   double second = plan.gflops * 1e9 / OVERHEAD; /* flops that one second does */
   double forward = 2 * (c.linears + c.head);
   double step_token = 2 * forward + 2 * c.learned + (s->distill > 0 ? forward : 0);
-  double groups = c.learned / 4;
   if (second > 0) {
     plan.prior_seconds =
         calibration_tokens
@@ -76,7 +79,7 @@ struct learn_plan learn_plan_make(const struct model *model, const struct learn_
   }
   plan.memory = learn_memory_plan(model, s, skip);
   double mask = c.learned / 8 + 2 * (double)c.tiles;
-  double checkpoint = mask + (learn_uses_groups(s) ? groups * 16 * sizeof(float) : 0);
+  double checkpoint = mask + (learn_uses_groups(s) ? 4 * c.saved : 0);
   plan.memory_bytes =
       (double)model_parameters(model) * sizeof(float) + (double)learner_bytes(model, s) + 2 * mask;
   plan.disk_bytes = 3 * checkpoint + 2 * mask;

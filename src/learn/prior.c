@@ -40,9 +40,19 @@ static enum status load_files(struct mask_set sets[PRIOR_FILES_MAX], const char 
   return STATUS_OK;
 }
 
-static bool set_is_hybrid(const struct mask_set *set) {
-  for (size_t i = 0; i < set->count; i++)
-    if (set->items[i].kind != MASK_HYBRID) return false;
+/* Whether a matrix of a prior says what every group of `want` keeps. */
+static bool has_groups(const struct mask_matrix *have, const struct mask_matrix *want) {
+  struct error ignored;
+  if (have->kind == want->kind) return have->keep == want->keep && have->of == want->of;
+  return want->kind == MASK_TILED && have->kind == MASK_BITS &&
+         mask_check_groups(have, want->keep, want->of, &ignored) == STATUS_OK;
+}
+
+static bool set_has_groups(const struct mask_set *set, const struct learner *l) {
+  for (int i = 0; i < l->site_count; i++) {
+    const struct mask_matrix *want = &l->sites[i].mask;
+    if (!has_groups(mask_set_find(set, want->name), want)) return false;
+  }
   return true;
 }
 
@@ -84,7 +94,7 @@ static bool set_has_scores(const struct mask_set *set, const struct learner *l) 
     const struct mask_matrix *want = &l->sites[i].mask;
     if (from->kind == MASK_BITS || from->tile_scores) {
       any = true;
-      if (from->kind == MASK_HYBRID &&
+      if (mask_has_tiles(from) &&
           (from->tile_rows != want->tile_rows || from->tile_cols != want->tile_cols))
         return false;
       continue;
@@ -101,10 +111,9 @@ static enum status add_matrix(struct mask_set *prior, const struct learn_site *s
                               struct error *err) {
   const struct mask_matrix *from = mask_set_find(codes, s->mask.name);
   struct mask_matrix m;
-  enum status status = mask_matrix_init_hybrid(&m, s->mask.name, s->mask.rows, s->mask.cols,
-                                               s->mask.tile_rows, s->mask.tile_cols, err);
+  enum status status = mask_matrix_copy(&m, &s->mask, err);
   if (status != STATUS_OK) return status;
-  memcpy(m.codes, from->codes, (size_t)(m.rows * mask_code_stride(&m)));
+  memcpy(mask_groups(&m), mask_groups(from), mask_groups_bytes(&m));
   if (scores) {
     m.tile_scores = mem_alloc((size_t)mask_tile_count(&m), sizeof(float), err);
     if (!m.tile_scores) {
@@ -128,7 +137,9 @@ static enum status one_shot(struct mask_set *out, const struct learner *l, struc
   enum status status = calibration->get(calibration->ctx, &tokens, err);
   if (status != STATUS_OK) return status;
   prune.method = method;
-  prune.pattern = PRUNE_2_4; /* the tile scores come with it */
+  prune.pattern = learn_is_24(&l->settings) ? PRUNE_2_4 : PRUNE_N_M; /* tile scores come with it */
+  prune.keep = l->settings.keep;
+  prune.of = l->settings.of;
   prune.tile_rows = l->settings.tile_rows;
   prune.tile_cols = l->settings.tile_cols;
   return prune_run(model, &prune, tokens, out, NULL, &report, err);
@@ -143,13 +154,18 @@ enum status prior_prepare(struct mask_set *prior, struct learner *l, struct mode
   enum status status = load_files(sets, files, file_count, l, err);
   if (status != STATUS_OK) goto out;
   for (int f = file_count - 1; f >= 0; f--) {
-    if (set_is_hybrid(&sets[f])) codes = &sets[f];
-    if (set_has_scores(&sets[f], l)) scores = &sets[f];
+    const bool groups = set_has_groups(&sets[f], l);
+    if (groups) codes = &sets[f];
+    /* bits that are a pattern's own keep the same share of every tile */
+    if (!(groups && sets[f].items[0].kind == MASK_BITS) && set_has_scores(&sets[f], l))
+      scores = &sets[f];
   }
   if (file_count > 0 && !codes) {
-    status = error_set(err, STATUS_REFUSED,
-                       "the prior %s holds no 2:4 mask; give one too: tessera prune --pattern 2:4",
-                       files[0]);
+    status =
+        error_set(err, STATUS_REFUSED,
+                  "the prior %s holds no %d:%d mask; give one too: tessera prune --pattern "
+                  "%d:%d",
+                  files[0], l->settings.keep, l->settings.of, l->settings.keep, l->settings.of);
     goto out;
   }
   if (!codes || (!scores && learn_uses_tiles(&l->settings))) {
@@ -230,7 +246,9 @@ static enum status apply_tiles(const struct mask_set *prior, struct learner *l, 
            (size_t)count * sizeof *scores);
     if (set->tile_prior != TILE_PRIOR_LINEAR) continue;
     rank_tiles(ranked, scores, s->first_tile, count);
-    spread_scores(t, ranked, count, 2 * (0.5 - set->sparsity), false, size);
+    spread_scores(t, ranked, count,
+                  (learn_most_sparsity(set) - set->sparsity) / learn_most_sparsity(set), false,
+                  size);
   }
   for (int r = 0; status == STATUS_OK && r < t->region_count; r++) {
     const struct tile_region *region = &t->regions[r];
@@ -314,6 +332,12 @@ static enum status apply_groups(const struct mask_set *prior, struct learner *l,
   int64_t most = 0;
   float *room = NULL;
   enum status status = STATUS_OK;
+  for (int i = 0; i < l->site_count && !learn_is_24(&l->settings); i++) {
+    struct learn_site *s = &l->sites[i];
+    pattern_logits_start(&s->pattern, mask_set_find(prior, s->mask.name), &l->settings,
+                         s->site->index);
+  }
+  if (!learn_is_24(&l->settings)) return STATUS_OK;
   for (int i = 0; i < l->site_count; i++) {
     const int64_t count = mask_logit_count(l->sites[i].mask.rows, l->sites[i].mask.cols);
     if (count > most) most = count;
@@ -330,7 +354,7 @@ enum status prior_apply(const struct mask_set *prior, struct learner *l, struct 
   enum status status = STATUS_OK;
   for (int i = 0; i < l->site_count; i++) {
     struct mask_matrix *m = &l->sites[i].mask;
-    memcpy(m->codes, mask_set_find(prior, m->name)->codes, (size_t)(m->rows * mask_code_stride(m)));
+    mask_copy_groups(m, mask_set_find(prior, m->name));
   }
   if (learn_uses_tiles(&l->settings)) status = apply_tiles(prior, l, err);
   learner_masks_changed(l);
@@ -343,7 +367,7 @@ enum status prior_harden(const struct mask_set *prior, struct learner *l, struct
   for (int i = 0; i < l->site_count; i++) {
     struct mask_matrix *m = &l->sites[i].mask;
     const struct mask_matrix *from = mask_set_find(prior, m->name);
-    memcpy(m->codes, from->codes, (size_t)(m->rows * mask_code_stride(m)));
+    mask_copy_groups(m, from);
     if (learn_uses_tiles(&l->settings))
       memcpy(t->soft + l->sites[i].first_tile, from->tile_scores,
              (size_t)mask_tile_count(m) * sizeof(float));

@@ -1,7 +1,7 @@
-/* What a run starts from: a one-shot 2:4 mask and a score for every tile.
+/* What a run starts from: a one-shot 2:4 (n:m) mask and a score for every tile.
  *
- * In its canonical form a prior is a set of hybrid masks, one for each learned linear, with tile
- * scores at the run's tile size. It comes from mask files, or is made by SparseGPT. */
+ * In its canonical form a prior is a set of hybrid (tiled) masks, one for each learned linear, with
+ * tile scores at the run's tile size. It comes from mask files, or is made by SparseGPT. */
 #ifndef TSR_LEARN_PRIOR_H
 #define TSR_LEARN_PRIOR_H
 
@@ -17,11 +17,11 @@ struct prior_calibration {
   enum status (*get)(void *ctx, const struct calibration **out, struct error *err);
 };
 
-/* The prior of `files` (at most PRIOR_FILES_MAX): the 2:4 mask of the first that has one, tile
- * scores of the first that has them: its own at the run's tile size, the share of kept entries of
- * an unstructured mask, or the tile map of a hybrid one. Scores that none gives are Wanda's. No
- * files: SparseGPT's. `prune` carries the skips. STATUS_REFUSED when the files do not fit the
- * model, or when none has a 2:4 mask. */
+/* The prior of `files` (at most PRIOR_FILES_MAX): the mask of the run's pattern of the first that
+ * has one, tile scores of the first that has them: its own at the run's tile size, the share of
+ * kept entries of an unstructured mask, or the tile map of a hybrid one. Scores that none gives are
+ * Wanda's. No files: SparseGPT's. `prune` carries the skips. STATUS_REFUSED when the files do not
+ * fit the model, or when none has a mask of the pattern. */
 enum status prior_prepare(struct mask_set *prior, struct learner *l, struct model *model,
                           const struct prune_settings *prune, const char *const *files,
                           int file_count, const struct prior_calibration *calibration,

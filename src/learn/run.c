@@ -83,7 +83,7 @@ static void keep_best(struct run *run, double loss) {
   for (int i = 0; i < l->site_count; i++) {
     const struct mask_matrix *from = &l->sites[i].mask;
     struct mask_matrix *to = &run->state.best[i];
-    memcpy(to->codes, from->codes, (size_t)(from->rows * mask_code_stride(from)));
+    mask_copy_groups(to, from);
     memcpy(to->tiles, from->tiles, (size_t)mask_tile_count(from));
   }
 }
@@ -192,8 +192,7 @@ static enum status start_or_continue(struct run *run, struct error *err) {
   if (!found) return begin(run, err);
   for (int i = 0; i < l->site_count; i++) { /* tile mode's codes are the prior's for good */
     struct mask_matrix *m = &l->sites[i].mask;
-    memcpy(m->codes, mask_set_find(&run->prior, m->name)->codes,
-           (size_t)(m->rows * mask_code_stride(m)));
+    mask_copy_groups(m, mask_set_find(&run->prior, m->name));
   }
   learner_masks_changed(l);
   if ((status = learner_harden_groups(l, err)) != STATUS_OK) return status;
@@ -229,7 +228,7 @@ static enum status check_explosion(struct run *run, double loss, struct error *e
 static double watch_tiles(struct run *run, bool *dense, bool *scratch, int64_t *flips) {
   struct learner *l = &run->learner;
   *flips = 0;
-  if (!learn_uses_tiles(&l->settings)) return 0.5;
+  if (!learn_uses_tiles(&l->settings)) return 1 - learn_most_sparsity(&l->settings);
   tiles_harden(&l->tiles, l->relax_tile, (enum learn_density)l->settings.density, scratch);
   for (int64_t i = 0; i < l->tiles.count; i++) *flips += scratch[i] != dense[i];
   memcpy(dense, scratch, (size_t)l->tiles.count * sizeof *dense);
@@ -306,10 +305,14 @@ static enum status set_meta(struct run *run, struct mask_set *set, struct error 
   char *text = json_dumps(settings, JSON_COMPACT | JSON_SORT_KEYS);
   json_decref(settings);
   INVARIANT(text);
+  char pattern[16];
+  const struct learn_settings *s = &run->report->settings;
+  if (learn_uses_tiles(s))
+    prune_hybrid_name(s->keep, s->of, pattern);
+  else
+    snprintf(pattern, sizeof pattern, "%d:%d", s->keep, s->of);
   enum status status = mask_set_meta(set, "method", "learn", err);
-  if (status == STATUS_OK)
-    status = mask_set_meta(set, "pattern",
-                           learn_uses_tiles(&run->report->settings) ? "hybrid" : "2:4", err);
+  if (status == STATUS_OK) status = mask_set_meta(set, "pattern", pattern, err);
   if (status == STATUS_OK) status = mask_set_meta(set, "settings", text, err);
   free(text);
   return status;

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "kernel/pattern_ops.h"
 #include "learn/cost.h"
 
 const char *const learn_mode_name[LEARN_MODES] = {"joint", "tile", "maskllm"};
@@ -133,30 +134,49 @@ static enum status check_shape(const struct learn_settings *s, int64_t context, 
                      (long long)s->tokens, (long long)s->micro);
   if (s->tile_cols % 4)
     return error_set(err, STATUS_USAGE, "--tile %lld is no multiple of 4", (long long)s->tile_cols);
+  if (s->tile_cols % s->of)
+    return error_set(err, STATUS_USAGE, "--tile %lld is no multiple of the %d in --pattern %d:%d",
+                     (long long)s->tile_cols, s->of, s->keep, s->of);
   return STATUS_OK;
 }
 
+static enum status check_pattern(struct learn_settings *s, struct error *err) {
+  struct mask_pattern table;
+  if (!s->of) s->keep = 2, s->of = 4;
+  if (mask_pattern_make(&table, s->keep, s->of)) return STATUS_OK;
+  return error_set(err, STATUS_USAGE,
+                   "--pattern %d:%d cannot be learned: n:m is learned with n < m <= %d and at most "
+                   "%d ways to keep n of m, which 4:8 has",
+                   s->keep, s->of, PATTERN_GROUP_MAX, PATTERN_CANDIDATES_MAX);
+}
+
 static enum status check_sparsity(struct learn_settings *s, struct error *err) {
-  if (s->mode == LEARN_MASKLLM && isnan(s->sparsity)) s->sparsity = 0.5;
+  const double most = learn_most_sparsity(s);
+  if (s->mode == LEARN_MASKLLM && isnan(s->sparsity)) s->sparsity = most;
   if (isnan(s->sparsity))
     return error_set(err, STATUS_USAGE,
-                     "--sparsity is missing (or --speedup); --mode %s takes 0 to 0.5",
-                     learn_mode_name[s->mode]);
-  if (!(s->sparsity >= 0 && s->sparsity <= 0.5))
+                     "--sparsity is missing (or --speedup); --mode %s takes 0 to %.4g",
+                     learn_mode_name[s->mode], most);
+  if (!(s->sparsity >= 0 && s->sparsity <= most + 1e-9))
     return error_set(err, STATUS_USAGE,
-                     "--sparsity %g is outside 0 to 0.5: tiles are dense or half zeros",
-                     s->sparsity);
-  if (s->mode == LEARN_MASKLLM && s->sparsity != 0.5)
+                     "--sparsity %g is outside 0 to %.4g: tiles are dense or %d:%d", s->sparsity,
+                     most, s->keep, s->of);
+  if (s->mode == LEARN_MASKLLM && fabs(s->sparsity - most) > 1e-9)
     return error_set(err, STATUS_USAGE,
-                     "--mode maskllm makes every group 2:4, so --sparsity is 0.5; choose --mode "
+                     "--mode maskllm makes every group %d:%d, so --sparsity is %.4g; choose --mode "
                      "joint or tile for %g",
-                     s->sparsity);
+                     s->keep, s->of, most, s->sparsity);
+  if (s->sparsity > most) s->sparsity = most;
   return STATUS_OK;
 }
 
 /* A time is held for the model as a whole, and only by the shift. */
 static enum status check_speedup(const struct learn_settings *s, struct error *err) {
   if (isnan(s->speedup)) return STATUS_OK;
+  if (!learn_is_24(s))
+    return error_set(err, STATUS_USAGE,
+                     "--speedup needs 2:4: no kernel runs --pattern %d:%d faster than dense",
+                     s->keep, s->of);
   if (s->mode == LEARN_MASKLLM)
     return error_set(err, STATUS_USAGE,
                      "--mode maskllm makes every group 2:4, which has one speed; choose --mode "
@@ -183,7 +203,8 @@ static void resolve_choices(struct learn_settings *s) {
 }
 
 enum status learn_settings_resolve(struct learn_settings *s, int64_t context, struct error *err) {
-  enum status status = check_speedup(s, err);
+  enum status status = check_pattern(s, err);
+  if (status == STATUS_OK) status = check_speedup(s, err);
   if (status == STATUS_OK) status = check_sparsity(s, err);
   if (status != STATUS_OK) return status;
   if (s->tokens < 1) return error_set(err, STATUS_USAGE, "--tokens is missing; give a budget");
@@ -221,6 +242,7 @@ json_t *learn_settings_to_json(const struct learn_settings *s) {
   json_object_set_new(o, "regularizer", json_string(learn_regularizer_name[s->regularizer]));
   json_object_set_new(o, "tile_prior", json_string(learn_tile_prior_name[s->tile_prior]));
   json_object_set_new(o, "precision", json_string(precision_name[s->precision]));
+  if (!learn_is_24(s)) json_object_set_new(o, "pattern", json_sprintf("%d:%d", s->keep, s->of));
   if (s->costs) {
     json_object_set_new(o, "speedup", json_real(s->speedup));
     json_object_set_new(o, "costs", cost_to_json(s->costs));

@@ -52,7 +52,7 @@ struct backend;    /* kernel/backend.h */
 
 struct learn_settings {
   enum learn_mode mode;
-  double sparsity; /* 0 to 0.5; the target density is 1 - sparsity */
+  double sparsity; /* 0 to 1 - n / m; the target density is 1 - sparsity */
   /* Of decoding over the dense model, in place of a sparsity; NAN = not given. `sparsity` is then
    * what 2:4 tiles spread evenly would have, and `costs` (not owned) is not NULL. */
   double speedup;
@@ -62,6 +62,7 @@ struct learn_settings {
   const struct backend *backend; /* where it runs (not owned, no part of a run's identity); NULL:
                                     on the CPU */
   int64_t tile_rows, tile_cols;
+  int keep, of;   /* n and m of what tiles that are not dense keep; 0: 2:4 */
   bool per_block; /* every transformer block has the target density */
   uint64_t seed;
 
@@ -100,6 +101,14 @@ enum status learn_settings_resolve(struct learn_settings *settings, int64_t cont
  * what --resume compares. */
 json_t *learn_settings_to_json(const struct learn_settings *settings);
 
+/* What other patterns do in files and kernels of their own. */
+static inline bool learn_is_24(const struct learn_settings *s) {
+  return s->keep == 2 && s->of == 4;
+}
+/* The sparsity when no tile is dense. */
+static inline double learn_most_sparsity(const struct learn_settings *s) {
+  return 1 - (double)s->keep / s->of;
+}
 static inline bool learn_uses_tiles(const struct learn_settings *s) {
   return s->mode != LEARN_MASKLLM;
 }

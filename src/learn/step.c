@@ -40,8 +40,11 @@ static void form_masked(struct learner *l, struct learn_site *s, const struct li
   if (l->formed == site->index) return;
   const struct mask_source source = site_source(l, s);
   const double start = clock_seconds();
-  l->ops->mask_sample(&source, site->weight.dense, masked_dtype(l), l->masked,
-                      &l->sums[s - l->sites]);
+  if (s->mask.kind == MASK_TILED)
+    learner_pattern_sample(l, s, site->weight.dense, masked_dtype(l));
+  else
+    l->ops->mask_sample(&source, site->weight.dense, masked_dtype(l), l->masked,
+                        &l->sums[s - l->sites]);
   l->formed = site->index;
   l->mask_seconds += clock_seconds() - start;
 }
@@ -112,8 +115,11 @@ static void take_gradient(void *ctx, const struct linear_site *site, const float
   double *soft_gradient = learn_uses_tiles(&l->settings) ? l->tile_gradient + s->first_tile : NULL;
   const double start = clock_seconds();
   /* the first micro-batch of a step overwrites what the last step left */
-  l->ops->mask_backward(&source, site->weight.dense, l->gradient, slope, l->micro > 0,
-                        s->groups.gradient, soft_gradient, masked_dtype(l), l->masked);
+  if (s->mask.kind == MASK_TILED)
+    learner_pattern_gradient(l, s, site->weight.dense, slope, masked_dtype(l));
+  else
+    l->ops->mask_backward(&source, site->weight.dense, l->gradient, slope, l->micro > 0,
+                          s->groups.gradient, soft_gradient, masked_dtype(l), l->masked);
   l->formed = site->index;
   l->mask_seconds += clock_seconds() - start;
 }
@@ -180,7 +186,9 @@ static enum status gradient_norm(struct learner *l, double *norm, struct error *
   double squares =
       learn_uses_tiles(&l->settings) ? sum_squares(l->tiles.gradient, l->tiles.count) : 0;
   enum status status = STATUS_OK;
-  if (learn_uses_groups(&l->settings)) {
+  for (int i = 0; i < l->site_count; i++)
+    squares += sum_squares(l->sites[i].pattern.gradient, l->sites[i].pattern.count);
+  if (learn_uses_groups(&l->settings) && learn_is_24(&l->settings)) {
     for (int i = 0; i < l->site_count; i++)
       l->ops->mask_gradient_squares(l->sites[i].groups.gradient, l->sites[i].mask.rows,
                                     l->sites[i].mask.cols, &l->gradient_squares[i]);
@@ -208,6 +216,10 @@ static enum status update(struct learner *l, double rate, double norm, int64_t *
   if (!learn_uses_groups(s)) return STATUS_OK;
   a.rate = (float)(s->lr_24 * rate);
   l->ops->clear(l->flips, sizeof *l->flips);
+  if (!learn_is_24(s)) {
+    for (int i = 0; i < l->site_count; i++) *flips += learner_pattern_update(&l->sites[i], &a);
+    return STATUS_OK;
+  }
   for (int i = 0; i < l->site_count; i++) {
     struct group_logits *g = &l->sites[i].groups;
     l->ops->mask_adamw_step(&a, g->rows, g->cols, g->gradient, g->logit, g->moment1, g->moment2,
@@ -245,7 +257,7 @@ enum status learner_gradient(struct learner *l, const struct windows *windows, c
       .loss = sums.nll / predictions,
       .kl = sums.kl / predictions,
       .regularizer = l->regularizer_value,
-      .density_soft = learn_uses_tiles(s) ? tiles_density(&l->tiles) : 0.5,
+      .density_soft = learn_uses_tiles(s) ? tiles_density(&l->tiles) : 1 - learn_most_sparsity(s),
       .gradient_norm = norm,
       .learning_rate = schedule_rate(s, l->step),
   };

@@ -44,10 +44,11 @@ void tiles_free(struct tile_logits *t) {
 static enum status check_target(const struct tile_region *region, int index, double density,
                                 struct error *err) {
   if (region->target >= (double)region->base - 0.5) return STATUS_OK;
-  return error_set(err, STATUS_REFUSED,
-                   "a density of %.4f cannot be reached in region %d: %lld of its %lld weights are "
-                   "kept even when every tile is 2:4; ask for less sparsity or skip fewer layers",
-                   density, index, (long long)region->base, (long long)region->total);
+  return error_set(
+      err, STATUS_REFUSED,
+      "a density of %.4f cannot be reached in region %d: %lld of its %lld weights are "
+      "kept even when every tile is pruned; ask for less sparsity or skip fewer layers",
+      density, index, (long long)region->base, (long long)region->total);
 }
 
 enum status tiles_init(struct tile_logits *t, const struct mask_matrix *matrices,

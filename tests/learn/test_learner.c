@@ -69,6 +69,17 @@ static void fill_groups(struct group_logits *g, uint64_t seed) {
     }
 }
 
+/* Random logits and frozen masks under another pattern. */
+static void fill_pattern(struct learn_site *site, const struct learn_settings *s, uint64_t seed) {
+  struct pattern_logits *p = &site->pattern;
+  const size_t count = (size_t)pattern_logit_count(&p->table, site->mask.rows, site->mask.cols);
+  float *logits = mem_alloc(count, sizeof *logits, &err);
+  fill_normal(logits, count, seed, 0.01f);
+  pattern_harden(&p->table, logits, site->mask.rows, site->mask.cols, site->mask.bits);
+  if (learn_uses_groups(s)) memcpy(p->logit, logits, count * sizeof *logits);
+  mem_free(logits);
+}
+
 /* A learner with random logits and, for tile mode, random frozen codes. */
 static void make_learner(struct learner *l, const struct learn_settings *s) {
   bool *skip = mem_alloc((size_t)model_site_count(model), sizeof *skip, &err);
@@ -77,6 +88,10 @@ static void make_learner(struct learner *l, const struct learn_settings *s) {
   if (learn_uses_tiles(s)) fill_normal(l->tiles.logit, (size_t)l->tiles.count, 1, 0.01f);
   for (int i = 0; i < l->site_count; i++) {
     struct learn_site *site = &l->sites[i];
+    if (!learn_is_24(s)) {
+      fill_pattern(site, s, (uint64_t)i + 10);
+      continue;
+    }
     if (learn_uses_groups(s)) fill_groups(&site->groups, (uint64_t)i + 10);
     for (int64_t r = 0; r < site->mask.rows; r++)
       for (int64_t g = 0; g < mask_group_count(&site->mask); g++)
@@ -155,10 +170,64 @@ static void whole_path_matches_differences(void **state) {
       }
 }
 
+static struct learn_settings pattern_settings(enum learn_mode mode, int keep, int of) {
+  struct learn_settings s = tiny_settings(mode);
+  s.keep = keep;
+  s.of = of;
+  s.sparsity = mode == LEARN_MASKLLM ? NAN : 0.6 * (1 - (double)keep / of);
+  s.precision = PRECISION_FP32;
+  must(learn_settings_resolve(&s, WINDOW, &err), err);
+  return s;
+}
+
+static void other_patterns_match_differences(void **state) {
+  static const int patterns[][2] = {{1, 4}, {4, 8}, {3, 4}};
+  for (int mode = 0; mode < LEARN_MODES; mode++)
+    for (int i = 0; i < 3; i++) {
+      struct learn_settings s =
+          pattern_settings((enum learn_mode)mode, patterns[i][0], patterns[i][1]);
+      s.noise = (mode + i) % NOISE_RULES;
+      s.regularizer = 1 + (mode + i) % 3;
+      if (s.regularizer == REGULARIZER_MASKLLM) s.l2 = 1e-3;
+      struct learner l;
+      make_learner(&l, &s);
+      if (learn_uses_tiles(&s))
+        check_along_gradient(&l, l.tiles.logit, l.tiles.gradient, l.tiles.count, 4e-3);
+      if (learn_uses_groups(&s))
+        for (int k = 0; k < l.site_count; k += 5) {
+          struct pattern_logits *p = &l.sites[k].pattern;
+          check_along_gradient(&l, p->logit, p->gradient, p->count, 2e-2);
+        }
+      learner_free(&l);
+    }
+}
+
+/* The density of other patterns is exact to a tile, and what is not dense obeys the pattern. */
+static void other_patterns_are_projected(void **state) {
+  struct learn_settings s = pattern_settings(LEARN_JOINT, 1, 4);
+  struct learner l;
+  struct step_result r;
+  double density;
+  int64_t moved, kept = 0;
+  make_learner(&l, &s);
+  for (int k = 0; k < 3; k++) {
+    must(learner_step(&l, &windows, train, TOKENS / WINDOW, &r, &err), err);
+    assert_true(fabs(r.density_soft - 0.55) < 1e-5);
+  }
+  must(learner_harden(&l, true, &density, &moved, &err), err);
+  for (int i = 0; i < l.site_count; i++) {
+    must(mask_check_groups(&l.sites[i].mask, 1, 4, &err), err);
+    kept += mask_kept(&l.sites[i].mask);
+  }
+  assert_true(fabs((double)kept - 0.55 * (double)l.learned_weights) <= 8 * 8 * 3 / 4.0 / 2);
+  learner_free(&l);
+}
+
 /* Fails when the mask gradient has the wrong sign: the loss would go up. */
 static void learning_lowers_the_loss(void **state) {
-  for (int mode = 0; mode < LEARN_MODES; mode++) {
-    struct learn_settings s = tiny_settings((enum learn_mode)mode);
+  for (int mode = 0; mode < LEARN_MODES + 1; mode++) {
+    struct learn_settings s = mode < LEARN_MODES ? tiny_settings((enum learn_mode)mode)
+                                                 : pattern_settings(LEARN_MASKLLM, 4, 8);
     s.tokens = 60 * 4 * WINDOW;
     s.l2 = 0;
     s.noise = NOISE_NONE;
@@ -175,14 +244,14 @@ static void learning_lowers_the_loss(void **state) {
       must(learner_step(&l, &windows, train, TOKENS / WINDOW, &r, &err), err);
     must(learner_harden(&l, true, &density, &moved, &err), err);
     must(learner_loss(&l, &windows, train, TOKENS / WINDOW, false, &after, &err), err);
-    printf("%s: %.4f -> %.4f\n", learn_mode_name[mode], before, after);
+    printf("%s %d:%d: %.4f -> %.4f\n", learn_mode_name[s.mode], s.keep, s.of, before, after);
     assert_true(after < before - 0.01);
     learner_free(&l);
   }
 }
 
-static void check_threads(enum precision precision) {
-  struct learn_settings s = tiny_settings(LEARN_JOINT);
+static void check_threads(enum precision precision, int keep, int of) {
+  struct learn_settings s = pattern_settings(LEARN_JOINT, keep, of);
   struct learner l[2];
   s.precision = precision;
   for (int i = 0; i < 2; i++) {
@@ -195,7 +264,9 @@ static void check_threads(enum precision precision) {
   assert_memory_equal(l[0].tiles.logit, l[1].tiles.logit, (size_t)l[0].tiles.count * sizeof(float));
   for (int i = 0; i < l[0].site_count; i++) {
     const struct group_logits *a = &l[0].sites[i].groups, *b = &l[1].sites[i].groups;
-    assert_memory_equal(a->logit, b->logit, logit_count(a) * sizeof(float));
+    if (of == 4) assert_memory_equal(a->logit, b->logit, logit_count(a) * sizeof(float));
+    const struct pattern_logits *c = &l[0].sites[i].pattern, *d = &l[1].sites[i].pattern;
+    if (of != 4) assert_memory_equal(c->logit, d->logit, (size_t)c->count * sizeof(float));
   }
   learner_free(&l[0]);
   learner_free(&l[1]);
@@ -203,8 +274,9 @@ static void check_threads(enum precision precision) {
 }
 
 static void threads_do_not_show(void **state) {
-  check_threads(PRECISION_FP32);
-  check_threads(PRECISION_BF16);
+  check_threads(PRECISION_FP32, 2, 4);
+  check_threads(PRECISION_BF16, 2, 4);
+  check_threads(PRECISION_BF16, 4, 8);
 }
 
 /* The same step in both precisions: not the same gradient, but nearly its direction. */
@@ -257,6 +329,13 @@ static void bytes_per_weight_are_as_documented(void **state) {
     groups += (int64_t)groups_bytes(linear_rows(w), linear_cols(w));
   }
   assert_int_equal(learner_bytes(model, &joint) - learner_bytes(model, &tile), groups);
+  struct learn_settings eight = pattern_settings(LEARN_JOINT, 4, 8);
+  struct learn_settings frozen = pattern_settings(LEARN_TILE, 4, 8);
+  int64_t weights = 0;
+  for (int i = 0; i < model_site_count(model); i++)
+    weights +=
+        linear_rows(&model_site(model, i)->weight) * linear_cols(&model_site(model, i)->weight);
+  assert_int_equal(learner_bytes(model, &eight) - learner_bytes(model, &frozen), 140 * weights);
   tile.distill = 0;
   const int64_t plain = (int64_t)learner_bytes(model, &tile);
   tile.distill = 0.5;
@@ -316,6 +395,8 @@ static void speedups_are_held(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(whole_path_matches_differences),
+      cmocka_unit_test(other_patterns_match_differences),
+      cmocka_unit_test(other_patterns_are_projected),
       cmocka_unit_test(learning_lowers_the_loss),
       cmocka_unit_test(threads_do_not_show),
       cmocka_unit_test(bf16_gives_nearly_the_same_gradient),

@@ -69,12 +69,14 @@ static const char *in(const char *run, const char *name) {
 static double whole_seconds;
 
 static void kills_do_not_show(void **state) {
-  static const char *const modes[] = {"tile", "maskllm", "joint"};
-  static const char *const precision[] = {"--precision bf16", "--precision fp32", ""};
-  for (int m = 0; m < 3; m++) {
+  static const char *const modes[] = {"tile", "maskllm", "joint", "joint", "tile"};
+  static const char *const precision[] = {"--precision bf16", "--precision fp32", "",
+                                          "--pattern 4:8", "--pattern 1:4"};
+  static const char *const names[] = {"tile", "maskllm", "joint", "joint-4-8", "tile-1-4"};
+  for (int m = 0; m < 5; m++) {
     char whole[32], killed[32], prefix[64], options[96];
-    snprintf(whole, sizeof whole, "whole-%s", modes[m]);
-    snprintf(killed, sizeof killed, "killed-%s", modes[m]);
+    snprintf(whole, sizeof whole, "whole-%s", names[m]);
+    snprintf(killed, sizeof killed, "killed-%s", names[m]);
     double start = clock_seconds();
     snprintf(options, sizeof options, "--threads 1 %s", precision[m]);
     if (learn("", modes[m], scratch_path(whole), options)) fail_msg("%s", output);
@@ -91,7 +93,7 @@ static void kills_do_not_show(void **state) {
         fail_msg("%s", output);
     }
     assert_int_equal(status, 0);
-    printf("%s: %d kills\n", modes[m], kills);
+    printf("%s %s: %d kills\n", modes[m], precision[m], kills);
     assert_true(kills > 0);
     same_files(in(whole, "mask.safetensors"), in(killed, "mask.safetensors"));
     /* the record has each step once, and the end */
@@ -337,6 +339,36 @@ static void priors_from_files(void **state) {
   assert_non_null(strstr(output, "Wanda"));
 }
 
+/* What other patterns give: verify and export take them, pack says why it does not, a prior of
+ * another pattern is refused, and --dry-run counts their logits. */
+static void other_patterns_are_masks_too(void **state) {
+  const char *mask = in("whole-joint-4-8", "mask.safetensors");
+  char more[512];
+  const char *program_ = program();
+  if (run_command(output, sizeof output, "%s verify %s --against %s", program_, mask, model))
+    fail_msg("%s", output);
+  assert_int_equal(run_command(output, sizeof output, "%s export %s --mask %s --to hf --out %s",
+                               program_, model, mask, scratch_path("dense")),
+                   0);
+  assert_int_equal(run_command(output, sizeof output, "%s pack %s --mask %s --out %s", program_,
+                               model, mask, scratch_path("packed")),
+                   STATUS_REFUSED);
+  assert_non_null(strstr(output, "only 2:4 and hybrid masks can be packed"));
+  if (learn("", "maskllm", scratch_path("alone"), "--pattern 3:4")) fail_msg("%s", output);
+  assert_non_null(strstr(output, "density 0.75"));
+  snprintf(more, sizeof more, "--pattern 1:4 --prior %s", mask);
+  assert_int_equal(learn("", "joint", scratch_path("other"), more), STATUS_REFUSED);
+  assert_non_null(strstr(output, "holds no 1:4 mask"));
+  snprintf(more, sizeof more, "--pattern 4:8 --prior %s", mask);
+  if (learn("", "joint", scratch_path("same"), more)) fail_msg("%s", output);
+  assert_int_equal(learn("", "joint", scratch_path("no"), "--pattern 5:10"), STATUS_USAGE);
+  assert_non_null(strstr(output, "at most 70 ways"));
+  assert_int_equal(learn("", "joint", scratch_path("no"), "--pattern 3:16"), STATUS_USAGE);
+  assert_int_equal(learn("", "joint", scratch_path("no"), "--pattern 1:3"), STATUS_USAGE);
+  assert_non_null(strstr(output, "no multiple of the 3"));
+  assert_int_equal(learn("", "joint", scratch_path("no"), "--pattern hybrid"), STATUS_USAGE);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(kills_do_not_show),
@@ -351,6 +383,7 @@ int main(void) {
       cmocka_unit_test(time_becomes_tokens),
       cmocka_unit_test(weights_that_are_no_numbers),
       cmocka_unit_test(priors_from_files),
+      cmocka_unit_test(other_patterns_are_masks_too),
   };
   return cmocka_run_group_tests(tests, make_inputs, NULL);
 }
