@@ -28,6 +28,13 @@ INLINE vi dot_index(vi code, vi base) { return vi_or(vi_and(code, dot_bytes(3)),
 INLINE vi dot_pick(vi x, vi index) { return _mm256_shuffle_epi8(x, index); }
 INLINE vi vi_max_bits(vi a, vi b) { return _mm256_max_epu32(a, b); }
 
+/* Sums are made one product after the other: GCC would add up products first, in pairs, and keep
+ * them until then in registers that are not there. */
+INLINE vi in_order(vi sum) {
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
 /* --- eight bits --- */
 
 /* A line of a dense chunk as wide_dot takes it, and what its sums begin with. */
@@ -35,7 +42,7 @@ INLINE vi wide_line(vi line) { return vi_xor(line, dot_bytes(0x80)); }
 INLINE vi wide_start(const struct quant_x *x, int g) { return _mm256_setzero_si256(); }
 INLINE vi wide_dot(vi sum, vi w, vi x) {
   const vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-  return vi_add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  return in_order(vi_add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
 }
 INLINE vi wide_kept_dot(vi sum, vi w, vi picked) { return wide_dot(sum, w, picked); }
 
@@ -43,10 +50,10 @@ INLINE vi wide_kept_dot(vi sum, vi w, vi picked) { return wide_dot(sum, w, picke
 
 INLINE vi narrow_start(int32_t total) { return _mm256_setzero_si256(); }
 INLINE vi narrow_dot(vi sum, vi w, vi x) { /* w unsigned */
-  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
+  return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)));
 }
 INLINE vi narrow_kept_dot(vi sum, vi w, vi picked) {
-  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(picked, w));
+  return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(picked, w)));
 }
 INLINE vi narrow_total(vi sum, int32_t start) {
   return vi_add(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), vi_set(start));
