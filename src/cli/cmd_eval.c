@@ -82,9 +82,8 @@ static enum status check_settings(const struct settings *s, struct error *err) {
   if (s->decode && (!s->ppl || s->zeroshot.tasks))
     return error_set(err, STATUS_USAGE, "--decode is for --ppl FILE, without --tasks");
   const bool on_cpu = !strcmp(s->device, "cpu");
-  if (!on_cpu && (s->zeroshot.tasks || s->decode))
-    return error_set(err, STATUS_USAGE, "%s on the CPU alone: leave --device away",
-                     s->decode ? "--decode runs" : "--tasks run");
+  if (!on_cpu && s->zeroshot.tasks)
+    return error_set(err, STATUS_USAGE, "--tasks run on the CPU alone: leave --device away");
   if (!on_cpu && s->kl_cache)
     return error_set(err, STATUS_USAGE,
                      "--kl-cache is kept on the CPU: leave it away with --device %s", s->device);
@@ -113,7 +112,8 @@ static enum status prepare(struct model *model, bool integers_too, struct error 
 static enum status open_inputs(struct inputs *in, const struct settings *s, const char *path,
                                struct error *err) {
   enum status status = inputs_model(&in->model, path, s->mask, err);
-  if (!status) status = prepare(in->model, s->decode, err);
+  /* what decodes on a card is packed there from what the file holds */
+  if (!status && !(s->decode && !in->backend->is_host)) status = prepare(in->model, s->decode, err);
   if (!status) status = tokenizer_open(&in->tokenizer, path, err);
   if (status || !s->ppl) return status;
   status = corpus_load(&in->corpus, s->ppl, in->tokenizer, s->tokens, err);
@@ -124,13 +124,20 @@ static enum status open_inputs(struct inputs *in, const struct settings *s, cons
   return status;
 }
 
-/* Brings the models to where they run. */
-static enum status place_inputs(struct inputs *in, struct error *err) {
+/* Brings the models to where they run: the reference of a model that decodes stays on the CPU. */
+static enum status place_inputs(struct inputs *in, bool decode, struct error *err) {
   const struct model *hosts[2] = {in->model, in->reference};
   enum status status = STATUS_OK;
+  if (decode && !in->backend->is_host)
+    return model_place_to_run(&in->placed[0], in->model, in->backend, err);
   for (int i = 0; i < 2 && !status && !in->backend->is_host; i++)
     if (hosts[i]) status = model_place(&in->placed[i], hosts[i], in->backend, err);
   return status;
+}
+
+/* Decoding on a GPU always multiplies bf16. */
+static enum precision precision_of(const struct settings *s) {
+  return s->decode && strcmp(s->device, "cpu") ? PRECISION_BF16 : (enum precision)s->precision;
 }
 
 static json_t *model_json_of(const struct settings *s, const struct model *model) {
@@ -139,7 +146,7 @@ static json_t *model_json_of(const struct settings *s, const struct model *model
   json_object_set_new(out, "mask", output_text(s->mask));
   json_object_set_new(out, "density", output_real(model_density(model)));
   json_object_set_new(out, "device", json_string(s->device));
-  json_object_set_new(out, "precision", json_string(precision_name[s->precision]));
+  json_object_set_new(out, "precision", json_string(precision_name[precision_of(s)]));
   json_object_set_new(out, "isa", json_string(kernel_isa()));
   json_object_set_new(out, "threads", json_integer(parallel_threads()));
   return out;
@@ -229,7 +236,7 @@ static enum status run(const struct command *command, void *settings, struct tex
   enum status status = check_settings(s, err);
   if (!status) status = backend_open(&in.backend, s->device, err);
   if (!status) status = open_inputs(&in, s, positionals->items[0], err);
-  if (!status) status = place_inputs(&in, err);
+  if (!status) status = place_inputs(&in, s->decode, err);
   json_t *json = status ? NULL : model_json_of(s, in.model);
   if (!status && s->ppl) status = measure_text(s, &in, json, err);
   if (!status && s->zeroshot.tasks)

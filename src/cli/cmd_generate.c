@@ -12,10 +12,10 @@
 #include "generate/generate.h"
 
 struct settings {
-  const char *mask, *prompt, *system;
+  const char *mask, *prompt, *system, *device;
   int64_t tokens, context, top_k, seed;
   double temperature, top_p, min_p, repetition_penalty;
-  bool chat;
+  bool chat, graph;
   int precision;
   int kv;
   struct common_options common;
@@ -55,13 +55,17 @@ static const struct option options[] = {
      "processor multiplies it, else fp32)"},
     {"kv", OPTION_CHOICE, offsetof(struct settings, kv), "f16", 0, 0, INPUTS_KV_CHOICES, NULL,
      "how keys and values of the context are kept: int8 has a scale for each position and head"},
+    INPUTS_DEVICE_OPTION(struct settings, device),
+    {"graph", OPTION_FLAG, offsetof(struct settings, graph), NULL, 0, 0, NULL, NULL,
+     "on a GPU: record a step once and run it as one piece from then on (a CUDA graph)"},
     COMMON_OPTIONS(struct settings, common)};
 
 enum { CHAT_CONTEXT = 4096, LINE_BYTES_MAX = 1 << 20 };
 
 struct job {
   const struct settings *settings;
-  struct model *model;
+  const struct backend *backend;
+  struct model *model, *placed; /* placed: on the backend, where that is not the host */
   struct tokenizer *tokenizer;
   struct generator generator;
 };
@@ -81,7 +85,10 @@ static struct sampler_settings sampler_of(const struct settings *s) {
                                    .seed = (uint64_t)s->seed};
 }
 
+static bool on_host(const struct settings *s) { return !strcmp(s->device, "cpu"); }
+
 static enum precision precision_of(const struct settings *s) {
+  if (!on_host(s)) return PRECISION_BF16;
   return s->precision < 0 ? precision_fastest() : (enum precision)s->precision;
 }
 
@@ -91,9 +98,12 @@ static enum status make_generator(struct job *job, int64_t needed, struct error 
   int64_t capacity = job->settings->context ? job->settings->context : needed;
   if (capacity > most) capacity = most;
   struct sampler_settings sampler = sampler_of(job->settings);
-  enum status status = generator_init(&job->generator, job->model, job->tokenizer, capacity,
-                                      inputs_kv_types[job->settings->kv], &sampler, err);
-  if (!status) model_session_set_precision(job->generator.session, precision_of(job->settings));
+  enum status status =
+      generator_init(&job->generator, job->placed ? job->placed : job->model, job->tokenizer,
+                     capacity, inputs_kv_types[job->settings->kv], &sampler, err);
+  if (status) return status;
+  model_session_set_precision(job->generator.session, precision_of(job->settings));
+  model_session_record(job->generator.session, job->settings->graph);
   return status;
 }
 
@@ -120,6 +130,7 @@ static json_t *result_json(const struct job *job, const char *prompt,
   json_object_set_new(out, "prompt_tokens", json_integer(r->prompt_tokens));
   json_object_set_new(out, "prompt_s", output_real(r->prompt_s));
   json_object_set_new(out, "decode_s", output_real(r->decode_s));
+  json_object_set_new(out, "device", json_string(job->settings->device));
   json_object_set_new(out, "precision", json_string(precision_name[precision_of(job->settings)]));
   json_object_set_new(out, "kv",
                       json_string(dtype_traits(inputs_kv_types[job->settings->kv])->name));
@@ -224,18 +235,26 @@ static enum status run(const struct command *command, void *settings, struct tex
   struct strbuf prompt = {0};
   if (s->system && !s->chat)
     return error_set(err, STATUS_USAGE, "--system belongs to --chat, which is missing");
+  if (s->graph && on_host(s))
+    return error_set(err, STATUS_USAGE, "--graph is for GPUs: give --device cuda, too");
+  if (s->precision == PRECISION_FP32 && !on_host(s))
+    return error_set(err, STATUS_USAGE, "a GPU multiplies bf16: leave --precision fp32 away");
   bool talk = s->chat && !s->prompt && isatty(STDIN_FILENO) && output_to_people(&s->common);
-  enum status status = STATUS_OK;
-  if (!s->prompt && !talk) status = read_prompt(&prompt, err);
+  enum status status = backend_open(&job.backend, s->device, err);
+  if (!status && !s->prompt && !talk) status = read_prompt(&prompt, err);
   if (!status) status = inputs_model(&job.model, positionals->items[0], s->mask, err);
   if (!status) status = tokenizer_open(&job.tokenizer, positionals->items[0], err);
-  if (!status) status = model_prepare(job.model, false, err);
+  if (!status)
+    status = job.backend->is_host ? model_prepare(job.model, false, err)
+                                  : model_place_to_run(&job.placed, job.model, job.backend, err);
   if (!status)
     status = talk ? run_chat(&job, err)
                   : run_once(&job, s->prompt ? s->prompt : strbuf_text(&prompt), err);
   if (job.generator.session) generator_release(&job.generator);
   tokenizer_close(job.tokenizer);
+  model_close(job.placed);
   model_close(job.model);
+  backend_close(job.backend);
   strbuf_free(&prompt);
   return status;
 }

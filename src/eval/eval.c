@@ -48,7 +48,7 @@ struct pass {
   struct side side[2]; /* the model, and the reference when there is one */
   int sides;
   int64_t batch, length, chunk_rows;
-  const struct backend *ops; /* the models' */
+  const struct backend *ops; /* the models'; the reference's where the model decodes */
   int32_t *ids;              /* (batch * length) */
   float *nll, *kl;           /* (batch * (length - 1)): predictions, window after window */
   uint8_t *agree;            /* the same shape */
@@ -91,8 +91,9 @@ static enum status side_init(struct side *side, const struct model *model, const
                              struct error *err) {
   const struct model_config *config = model_config(model);
   side->model = model;
-  INVARIANT(model_backend(model) == pass->ops && (!cache || pass->ops->is_host));
+  INVARIANT(!cache || pass->ops->is_host);
   if (pass->decoding.session && side == &pass->side[0]) return STATUS_OK;
+  INVARIANT(model_backend(model) == pass->ops);
   enum status status =
       pass->ops->alloc((size_t)(pass->chunk_rows * config->vocab_size) * sizeof *side->logits,
                        (void **)&side->logits, err);
@@ -190,7 +191,7 @@ static enum status pass_init(struct pass *pass, const struct eval_request *reque
   const struct windows *windows = request->windows;
   *pass = (struct pass){.batch = choose_batch(request),
                         .length = windows->length,
-                        .ops = model_backend(request->model),
+                        .ops = request->decode ? backend_cpu() : model_backend(request->model),
                         .sides = request->reference ? 2 : 1};
   pass->chunk_rows = choose_chunk_rows(model_config(request->model)->vocab_size);
   size_t tokens = (size_t)(pass->batch * pass->length), count = (size_t)windows->count;

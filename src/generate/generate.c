@@ -42,6 +42,11 @@ void generate_result_free(struct generate_result *result) {
   *result = (struct generate_result){0};
 }
 
+/* Where logits go: nowhere when the session draws from them itself. */
+static float *logits_of(const struct generator *g) {
+  return model_session_draws(g->session) ? NULL : g->logits;
+}
+
 /* Makes the session hold exactly the prompt, with the logits after its last token. */
 static enum status load_prompt(struct generator *g, const int32_t *prompt, size_t count,
                                struct generate_result *result, struct error *err) {
@@ -59,24 +64,40 @@ static enum status load_prompt(struct generator *g, const int32_t *prompt, size_
   if (common == count) common--; /* the last token is computed again for its logits */
   double start_s = clock_seconds();
   model_session_truncate(g->session, (int64_t)common);
-  enum status status =
-      model_session_append(g->session, prompt + common, (int64_t)(count - common), g->logits, err);
+  enum status status = model_session_append(g->session, prompt + common, (int64_t)(count - common),
+                                            logits_of(g), err);
   if (status) return status;
   memcpy(g->held.items, prompt, count * sizeof *prompt);
   g->held.count = count;
   sampler_forget(&g->sampler);
   for (size_t i = 0; i < count; i++) sampler_see(&g->sampler, prompt[i]);
+  if (model_session_draws(g->session)) status = model_slot_see(g->session, 0, g->sampler.seen, err);
   result->prompt_tokens = (int64_t)count;
   result->prompt_computed = (int64_t)(count - common);
   result->prompt_s = clock_seconds() - start_s;
-  return STATUS_OK;
+  return status;
 }
 
 static void put_from(const struct generate_sink *sink, const struct strbuf *text, size_t from) {
   if (sink && text->length > from) sink->put(sink->ctx, text->data + from, text->length - from);
 }
 
+/* Where the logits are, with this sampler's settings and random stream. */
+static enum status draw_there(struct generator *g, int32_t *id, struct error *err) {
+  const struct sampler_settings *s = &g->sampler.settings;
+  const struct model_draw draw = {.temperature = s->temperature,
+                                  .top_k = s->top_k,
+                                  .top_p = s->top_p,
+                                  .min_p = s->min_p,
+                                  .repetition_penalty = s->repetition_penalty,
+                                  .uniform = sampler_uniform(&g->sampler)};
+  enum status status = model_session_draw(g->session, &draw, 1, id, err);
+  if (!status) sampler_see(&g->sampler, *id);
+  return status;
+}
+
 static enum status draw(struct generator *g, int32_t *id, struct error *err) {
+  if (model_session_draws(g->session)) return draw_there(g, id, err);
   *id = sampler_draw(&g->sampler, g->logits);
   if (*id >= 0) return STATUS_OK;
   return error_set(err, STATUS_FAILED,
@@ -88,6 +109,7 @@ static enum status draw(struct generator *g, int32_t *id, struct error *err) {
 static enum status decode(struct generator *g, struct token_stream *stream, int64_t most,
                           const struct generate_sink *sink, struct generate_result *result,
                           struct error *err) {
+  const int64_t slot = 0;
   for (;;) {
     int32_t id;
     enum status status = interrupt_check(err);
@@ -110,7 +132,7 @@ static enum status decode(struct generator *g, struct token_stream *stream, int6
       result->stop = GENERATE_STOP_CONTEXT;
       return STATUS_OK;
     }
-    status = model_session_append(g->session, &id, 1, g->logits, err);
+    status = model_session_step(g->session, &slot, &id, 1, logits_of(g), err);
     if (status) return status;
     g->held.items[g->held.count++] = id;
   }

@@ -149,6 +149,10 @@ static int32_t draw_unfiltered(struct sampler *s, double total, int32_t likelies
   return likeliest; /* rounding used up the mass */
 }
 
+double sampler_uniform(struct sampler *s) {
+  return s->settings.temperature > 0 ? rng_uniform(&s->rng) : 0;
+}
+
 int32_t sampler_draw(struct sampler *s, float *logits) {
   const struct sampler_settings *set = &s->settings;
   penalise(s, logits);

@@ -41,6 +41,10 @@ void sampler_release(struct sampler *s);
 void sampler_see(struct sampler *s, int32_t id);
 void sampler_forget(struct sampler *s); /* nothing is seen; the random stream goes on */
 
+/* The uniform that a draw made elsewhere takes in place of sampler_draw: the next of the stream, 0
+ * where the likeliest token is taken and none is needed. */
+double sampler_uniform(struct sampler *s);
+
 /* Draws from logits (vocab_size), which the penalty changes in place, and marks the token as seen.
  * -1 when a logit is NaN or +infinity, or all are -infinity: the model is broken. */
 int32_t sampler_draw(struct sampler *s, float *logits);

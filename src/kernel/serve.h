@@ -14,6 +14,8 @@
 #include "sparse/fragments.h"
 
 enum { SERVE_NAME_MAX = 32, SERVE_VARIANTS_MAX = 16 };
+/* The library's dense product, of a dense copy that is then kept beside the packed form. */
+#define SERVE_DENSE "dense"
 
 struct serve_weight; /* a matrix on the card, in fragment-major form */
 struct serve_record; /* the launches of a pass */
@@ -40,6 +42,7 @@ struct serve_ops {
   enum status (*weight_plain)(const struct serve_weight *pair, struct serve_weight **out,
                               struct error *err);
   void (*weight_free)(struct serve_weight *w); /* NULL is fine */
+  /* Of the packed form and, where there is one, the dense copy. */
   size_t (*weight_bytes)(const struct serve_weight *w);
   /* The tiles of a dense bf16 matrix, for serve_embed_args. */
   const uint8_t *(*weight_tiles)(const struct serve_weight *w);
@@ -47,12 +50,15 @@ struct serve_ops {
    * nothing was chosen. Returns how many. */
   int (*variants)(const struct serve_weight *w, int64_t tokens,
                   char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX]);
-  /* Takes the kernel `name` for first to last tokens from now on. */
+  /* Takes the kernel `name` for first to last tokens from now on. SERVE_DENSE is one for every
+   * matrix of bf16 that is no pair. */
   enum status (*choose)(struct serve_weight *w, int64_t first, int64_t last, const char *name,
                         struct error *err);
   /* Seconds that a product takes by the kernel `name`, with operands of the call's shapes. */
   enum status (*time)(struct serve_weight *w, int64_t tokens, const char *name, double *seconds,
                       struct error *err);
+  /* Gives back what only timings needed: products and dense copies that were not chosen. */
+  void (*settle)(struct serve_weight *w);
   /* The card, its driver and this build: all that a timing depends on. */
   void (*machine)(char card[256], char machine[512]);
 

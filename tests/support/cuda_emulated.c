@@ -27,7 +27,7 @@ static struct {
   struct simt_launch launch; /* its buffers are the allocations */
 } card;
 
-static void reach(bool open) {
+void emulated_reach(bool open) {
   assert_int_equal(mprotect(card.memory, card.bytes, open ? PROT_READ | PROT_WRITE : PROT_NONE), 0);
 }
 
@@ -59,9 +59,9 @@ void emulated_free(void *ctx, void *memory) {
 }
 
 static enum status card_move(void *to, const void *from, size_t bytes) {
-  reach(true);
+  emulated_reach(true);
   memmove(to, from, bytes);
-  reach(false);
+  emulated_reach(false);
   return STATUS_OK;
 }
 enum status emulated_upload(void *ctx, void *to, const void *from, size_t bytes,
@@ -77,9 +77,9 @@ static enum status card_download(void *ctx, void *to, const void *from, size_t b
 }
 static enum status card_clear(void *ctx, void *memory, size_t bytes, struct error *err) {
   (void)ctx, (void)err;
-  reach(true);
+  emulated_reach(true);
   memset(memory, 0, bytes);
-  reach(false);
+  emulated_reach(false);
   return STATUS_OK;
 }
 static enum status card_wait(void *ctx, struct error *err) {
@@ -95,9 +95,9 @@ void emulated_launch(void (*kernel)(const void *), const char *what, uint32_t bl
   card.launch.threads = threads;
   card.launch.shared_bytes = shared_bytes;
   card.launch.order = emulated_card.order;
-  reach(true);
+  emulated_reach(true);
   simt_run(&card.launch, kernel, args, &report);
-  reach(false);
+  emulated_reach(false);
   if (report.failed) fail_msg("%s: %s", what, report.text);
   emulated_card.bank_conflicts += report.bank_conflicts;
 }
@@ -119,9 +119,9 @@ static enum status card_multiply(void *ctx, const struct dense_product *p, struc
   const enum dtype dtype = p->bf16 ? DTYPE_BF16 : DTYPE_F32;
   const struct gemm_operand a = {p->a, dtype, p->a_transposed ? p->m : p->k, p->a_transposed};
   const struct gemm_operand b = {p->b, dtype, p->b_transposed ? p->k : p->n, p->b_transposed};
-  reach(true);
+  emulated_reach(true);
   gemm(p->m, p->n, p->k, 1, a, b, p->accumulate ? 1 : 0, p->c, p->n);
-  reach(false);
+  emulated_reach(false);
   emulated_card.products++;
   return STATUS_OK;
 }

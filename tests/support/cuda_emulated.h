@@ -18,7 +18,7 @@ struct emulated_card {
   uint32_t order;              /* of blocks, as in simt.h */
   uint32_t block_shared_bytes; /* change it before the first launch */
   size_t live_bytes;           /* taken and not given back */
-  uint64_t serves[SERVE_KERNEL_COUNT], packed_products, recorded_launches;
+  uint64_t serves[SERVE_KERNEL_COUNT], packed_products, dense_products, recorded_launches;
   uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, bank_conflicts;
 };
 extern struct emulated_card emulated_card;

@@ -9,6 +9,8 @@
 enum status emulated_alloc(void *ctx, size_t bytes, void **out, struct error *err);
 void emulated_free(void *ctx, void *memory);
 enum status emulated_upload(void *ctx, void *to, const void *from, size_t bytes, struct error *err);
+/* Opens the card's memory to the host, and closes it. */
+void emulated_reach(bool open);
 /* Runs a kernel on the card's memory; fails the test where the emulator does. */
 void emulated_launch(void (*kernel)(const void *), const char *what, uint32_t blocks,
                      uint32_t threads, uint32_t shared_bytes, const void *args);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernel/cuda/plan.h"
+#include "kernel/gemm.h"
 #include "support/cuda_emulated_internal.h"
 #include "support/simt.h"
 /* needs the vocabulary above */
@@ -38,16 +39,43 @@ static struct {
   double seconds; /* the card's clock: as many as products read bytes */
 } serve;
 
-static void start(kernel run, const char *name, uint32_t blocks, uint32_t threads, uint32_t shared,
+/* What a library would compute. */
+static void multiply_dense(const void *call) {
+  const struct product_args *a = call;
+  const struct gemm_operand x = {a->x, DTYPE_BF16, (int64_t)a->x_stride, false};
+  const struct gemm_operand w = {a->tiles, DTYPE_BF16, a->cols, true};
+  float *sums = test_malloc((size_t)a->tokens * a->rows * sizeof *sums);
+  emulated_reach(true);
+  gemm(a->tokens, a->rows, a->cols, 1, x, w, 0, sums, a->rows);
+  for (uint64_t t = 0; t < a->tokens; t++)
+    for (uint64_t r = 0; r < a->rows; r++) {
+      const float sum = sums[t * a->rows + r] + (a->bias ? bf16_to_f32(a->bias[r]) : 0);
+      if (a->y_wide)
+        a->y_wide[t * a->y_stride + r] = sum;
+      else
+        a->y[t * a->y_stride + r] = bf16_from_f32(sum);
+    }
+  emulated_reach(false);
+  test_free(sums);
+}
+
+static void run(const struct launch *l) {
+  if (l->run)
+    emulated_launch(l->run, l->name, l->blocks, l->threads, l->shared_bytes, l->args);
+  else
+    multiply_dense(l->args);
+}
+
+static void start(kernel code, const char *name, uint32_t blocks, uint32_t threads, uint32_t shared,
                   const void *args, size_t arg_bytes) {
   struct serve_record *r = serve.recording;
   if (!r) {
-    emulated_launch(run, name, blocks, threads, shared, args);
+    run(&(struct launch){code, name, blocks, threads, shared, (void *)(uintptr_t)args});
     return;
   }
   assert_true(r->count < LAUNCHES_MAX);
   struct launch *l = &r->launches[r->count++];
-  *l = (struct launch){run,     name,   blocks,
+  *l = (struct launch){code,     name,   blocks,
                        threads, shared, aligned_alloc(64, (arg_bytes + 63) / 64 * 64)};
   memcpy(l->args, args, arg_bytes);
 }
@@ -67,8 +95,7 @@ static enum status record_end(void *ctx, struct serve_record **out, struct error
 static enum status record_run(void *ctx, const struct serve_record *r, struct error *err) {
   (void)ctx, (void)err;
   for (int i = 0; i < r->count; i++) {
-    const struct launch *l = &r->launches[i];
-    emulated_launch(l->run, l->name, l->blocks, l->threads, l->shared_bytes, l->args);
+    run(&r->launches[i]);
     emulated_card.recorded_launches++;
   }
   return STATUS_OK;
@@ -122,7 +149,8 @@ struct serve_product {
   struct product_plan plan;
   struct product_args args;
   uint32_t most, shared_bytes;
-  size_t bytes; /* of weights */
+  size_t bytes;      /* of weights */
+  const void *dense; /* bf16 (rows, cols): a library's product in place of a kernel's */
   void *segments, *first_segment;
 };
 
@@ -165,8 +193,9 @@ static enum status copy(const void *from, size_t bytes, void **out, struct error
   return emulated_upload(NULL, *out, from, bytes, err);
 }
 
-static enum status product_new(void *ctx, const struct gpu_matrix *m, uint32_t tokens,
-                               const char *name, struct serve_product **out, struct error *err) {
+static enum status product_new(void *ctx, const struct gpu_matrix *m, const void *dense,
+                               uint32_t tokens, const char *name, struct serve_product **out,
+                               struct error *err) {
   const struct fragment_matrix *f = &m->host;
   const struct product_costs costs = {fragment_tile_bytes(f->form, true),
                                       fragment_tile_bytes(f->form, false)};
@@ -174,6 +203,14 @@ static enum status product_new(void *ctx, const struct gpu_matrix *m, uint32_t t
   uint32_t panel = 0;
   (void)ctx;
   assert_null(serve.recording); /* nothing may be made while a record is taken */
+  p->most = tokens;
+  if (!strcmp(name, SERVE_DENSE)) {
+    assert_non_null(p->dense = dense);
+    p->args = (struct product_args){.rows = (uint32_t)m->rows, .cols = (uint32_t)f->cols};
+    p->bytes = (size_t)(m->rows * f->cols) * 2;
+    *out = p;
+    return STATUS_OK;
+  }
   assert_int_equal(sscanf(name, "product_%u", &panel), 1);
   assert_non_null(p->kernel = find(f->form.kind, panel));
   must((m->pair ? product_plan_make_pair : product_plan_make)(&p->plan, f, tokens, panel, BLOCKS,
@@ -181,7 +218,6 @@ static enum status product_new(void *ctx, const struct gpu_matrix *m, uint32_t t
        *err);
   const uint32_t stages = product_stages(f->form.kind, panel, emulated_card.block_shared_bytes);
   p->shared_bytes = product_shared_bytes(f->form.kind, panel, stages);
-  p->most = tokens;
   p->bytes = f->tile_bytes;
   must(copy(p->plan.segment, p->plan.segments * sizeof *p->plan.segment, &p->segments, err), *err);
   must(copy(p->plan.first_segment, (BLOCKS + 1) * sizeof *p->plan.first_segment, &p->first_segment,
@@ -221,6 +257,7 @@ static enum status product_run(void *ctx, struct serve_product *p, const struct 
   (void)ctx, (void)err;
   struct product_args args = p->args;
   assert_true(tokens <= p->most && o->x_stride % 8 == 0 && (uintptr_t)o->x % 16 == 0);
+  args.tiles = p->dense ? p->dense : args.tiles;
   args.x = o->x;
   args.x_stride = o->x_stride;
   args.tokens = tokens;
@@ -231,9 +268,13 @@ static enum status product_run(void *ctx, struct serve_product *p, const struct 
   args.residual = o->residual;
   args.partials = serve.partials;
   args.counters = serve.counters;
-  start(p->kernel->run, "product", p->plan.blocks, p->kernel->threads, p->shared_bytes, &args,
-        sizeof args);
-  serve.seconds += 1e-9 * (double)p->bytes * p->plan.panels;
+  if (p->dense)
+    start(NULL, "dense", 0, 0, 0, &args, sizeof args);
+  else
+    start(p->kernel->run, "product", p->plan.blocks, p->kernel->threads, p->shared_bytes, &args,
+          sizeof args);
+  serve.seconds += 1e-9 * (double)p->bytes * (p->dense ? 1 : p->plan.panels);
+  emulated_card.dense_products += p->dense != NULL;
   emulated_card.packed_products++;
   return STATUS_OK;
 }

@@ -200,18 +200,20 @@ void simt_cluster_barrier(int line) {
 }
 
 void simt_check_global(const void *pointer, size_t bytes, bool write) {
-  static size_t last; /* accesses come in runs: the buffer of the one before is looked at first */
+  /* The buffer that was found last near such an address is looked at first. */
+  static size_t found[256];
+  size_t *last = &found[(uintptr_t)pointer / 1024 % 256];
   const struct simt_launch *launch = simt.launch;
   if ((uintptr_t)pointer % bytes && bytes <= 8)
     simt_fail(0, "%zu bytes of global memory at a misaligned address", bytes);
   for (size_t i = 0; i <= launch->buffer_count; i++) {
-    const size_t index = i ? i - 1 : last;
+    const size_t index = i ? i - 1 : *last;
     if (index >= launch->buffer_count) continue;
     const struct simt_buffer *buffer = &launch->buffers[index];
     const uintptr_t at = (uintptr_t)pointer - (uintptr_t)buffer->data;
     if (at >= buffer->bytes || bytes > buffer->bytes - at) continue;
     if (write && !buffer->writable) simt_fail(0, "writes to a buffer that is only read");
-    last = index;
+    *last = index;
     return;
   }
   simt_fail(0, "%s %zu bytes of global memory that belong to no buffer", write ? "writes" : "reads",

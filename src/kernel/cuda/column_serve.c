@@ -14,6 +14,7 @@ enum { PIECE_ALL = 1 << 30 /* longer than any text */ };
 struct serve_weight {
   struct gpu_matrix matrix;
   size_t bytes;
+  void *dense;   /* (rows, cols) bf16, where a dense product was asked for; or NULL */
   bool borrowed; /* the matrix is that of another weight */
   struct range {
     int64_t first, last;
@@ -74,6 +75,7 @@ static void weight_free(struct serve_weight *w) {
   if (!w) return;
   for (int i = 0; i < w->prepared_count; i++)
     runtime()->product_free(context(), w->prepared[i].product);
+  rt->free(rt->ctx, w->dense);
   if (!w->borrowed) {
     rt->free(rt->ctx, w->matrix.tiles);
     rt->free(rt->ctx, w->matrix.columns);
@@ -114,7 +116,13 @@ static enum status weight_plain(const struct serve_weight *pair, struct serve_we
   return STATUS_OK;
 }
 
-static size_t weight_bytes(const struct serve_weight *w) { return w->bytes; }
+static size_t dense_bytes(const struct serve_weight *w) {
+  return (size_t)(w->matrix.rows * w->matrix.host.cols) * sizeof(uint16_t);
+}
+
+static size_t weight_bytes(const struct serve_weight *w) {
+  return w->bytes + (w->dense ? dense_bytes(w) : 0);
+}
 
 static const uint8_t *weight_tiles(const struct serve_weight *w) {
   INVARIANT(w->matrix.host.form.kind == FRAGMENT_BF16);
@@ -135,6 +143,26 @@ static uint32_t rounded(int64_t tokens) {
   return tokens <= 64 ? most : (uint32_t)((tokens + 127) / 128 * 128);
 }
 
+/* The matrix as rows of bf16, from its tiles. */
+static enum status make_dense(struct serve_weight *w, struct error *err) {
+  const struct cuda_runtime *rt = cuda_column.runtime;
+  const struct gpu_matrix *m = &w->matrix;
+  if (m->pair || m->host.form.kind != FRAGMENT_BF16)
+    return error_set(err, STATUS_FAILED, "pairs and integers have no dense product");
+  if (w->dense) return STATUS_OK;
+  enum status status = rt->alloc(rt->ctx, dense_bytes(w), &w->dense, err);
+  if (status) return status;
+  struct serve_expand_args args = {.tiles = m->tiles,
+                                   .order = m->order,
+                                   .out = w->dense,
+                                   .count = (uint64_t)m->rows * (uint64_t)((m->host.cols + 3) / 4),
+                                   .cols = (uint32_t)m->host.cols,
+                                   .tiles_per_strip = (uint32_t)m->host.tiles_per_strip};
+  args.blocks = column_blocks(args.count, SERVE_THREADS);
+  launch(SERVE_serve_expand, args.blocks, SERVE_THREADS, 0, &args);
+  return STATUS_OK;
+}
+
 /* The prepared product by the kernel `name`, made where there is none. */
 static enum status prepare(struct serve_weight *w, int64_t tokens, const char *name,
                            struct serve_product **out, struct error *err) {
@@ -148,7 +176,10 @@ static enum status prepare(struct serve_weight *w, int64_t tokens, const char *n
     runtime()->product_free(context(), w->prepared[0].product);
     memmove(w->prepared, w->prepared + 1, --w->prepared_count * sizeof *w->prepared);
   }
-  enum status status = runtime()->product_new(context(), &w->matrix, most, name, out, err);
+  const bool dense = !strcmp(name, SERVE_DENSE);
+  enum status status = dense ? make_dense(w, err) : STATUS_OK;
+  if (!status)
+    status = runtime()->product_new(context(), &w->matrix, w->dense, most, name, out, err);
   if (status) return status;
   struct prepared *p = &w->prepared[w->prepared_count++];
   *p = (struct prepared){.most = most, .product = *out};
@@ -227,6 +258,26 @@ static enum status time_product(struct serve_weight *w, int64_t tokens, const ch
   rt->free(rt->ctx, x);
   rt->free(rt->ctx, y);
   return status;
+}
+
+static bool is_chosen(const struct serve_weight *w, const char *name) {
+  for (int i = 0; i < w->range_count; i++)
+    if (!strcmp(w->ranges[i].name, name)) return true;
+  return false;
+}
+
+static void settle(struct serve_weight *w) {
+  const struct cuda_runtime *rt = cuda_column.runtime;
+  int kept = 0;
+  for (int i = 0; i < w->prepared_count; i++)
+    if (is_chosen(w, w->prepared[i].name))
+      w->prepared[kept++] = w->prepared[i];
+    else
+      runtime()->product_free(context(), w->prepared[i].product);
+  w->prepared_count = kept;
+  if (is_chosen(w, SERVE_DENSE)) return;
+  rt->free(rt->ctx, w->dense);
+  w->dense = NULL;
 }
 
 static void machine(char card[256], char text[512]) { runtime()->machine(context(), card, text); }
@@ -331,6 +382,7 @@ const struct serve_ops *column_serve_ops(void) {
                                        .variants = variants,
                                        .choose = choose,
                                        .time = time_product,
+                                       .settle = settle,
                                        .machine = machine,
                                        .product = product,
                                        .embed = embed,

@@ -15,10 +15,12 @@ struct serve_runtime {
   /* As serve_ops. */
   int (*variants)(void *ctx, const struct gpu_matrix *m, uint32_t tokens,
                   char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX]);
-  /* For up to `tokens` tokens; `name` is one of the above. Sums of blocks pass through memory that
-   * all products share. */
-  enum status (*product_new)(void *ctx, const struct gpu_matrix *m, uint32_t tokens,
-                             const char *name, struct serve_product **out, struct error *err);
+  /* For up to `tokens` tokens; `name` is one of the above, or SERVE_DENSE: a library's product of
+   * `dense`, the same matrix as bf16 (rows, cols). Sums of blocks pass through memory that all
+   * products share. */
+  enum status (*product_new)(void *ctx, const struct gpu_matrix *m, const void *dense,
+                             uint32_t tokens, const char *name, struct serve_product **out,
+                             struct error *err);
   void (*product_free)(void *ctx, struct serve_product *p);
   enum status (*product_run)(void *ctx, struct serve_product *p, const struct gpu_operands *o,
                              uint32_t tokens, struct error *err);

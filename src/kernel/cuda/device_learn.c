@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "kernel/cuda/column.h"
 #include "kernel/cuda/device.h"
+#include "kernel/cuda/device_serve.h"
 #include "kernel/cuda/open.h"
 
 /* In learn.cu. */
@@ -237,6 +238,8 @@ static enum status prepare(struct error *err) {
   enum status status = check_blas(cublasLtCreate(&card.handle), "be opened", err);
   if (status == STATUS_OK) status = gpu_alloc(card.gpu, CUDA_WORKSPACE_BYTES, &card.workspace, err);
   if (status == STATUS_OK) status = allow_shared(facts->block_shared_bytes, err);
+  const struct serve_runtime *serve = NULL;
+  if (status == STATUS_OK) status = device_serve_open(card.gpu, &serve, err);
   card.runtime = (struct cuda_runtime){.ctx = card.gpu,
                                        .multiprocessors = (uint32_t)facts->multiprocessors,
                                        .block_shared_bytes = facts->block_shared_bytes,
@@ -248,13 +251,15 @@ static enum status prepare(struct error *err) {
                                        .clear = card_clear,
                                        .wait = card_wait,
                                        .launch = card_launch,
-                                       .multiply = card_multiply};
+                                       .multiply = card_multiply,
+                                       .serve = serve};
   return status;
 }
 
 static void release(void) {
   for (size_t i = 0; i < card.choice_count; i++) forget(&card.choices[i]);
   free(card.choices);
+  device_serve_close(card.gpu);
   gpu_free(card.gpu, card.workspace);
   if (card.handle) cublasLtDestroy(card.handle);
   gpu_close(card.gpu);

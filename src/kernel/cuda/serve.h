@@ -114,6 +114,16 @@ static inline uint32_t attend_shared_bytes(uint32_t lanes, uint32_t rows) {
   K(32, 1)                \
   K(32, 2)
 
+/* out (rows, cols) bf16 = a bf16 matrix in fragment-major form, zeros and all: a thread to four
+ * columns. `order`: fragment_order. */
+struct serve_expand_args {
+  const uint8_t *tiles;
+  const uint32_t *order;
+  uint16_t *out;
+  uint64_t count; /* rows * groups of four columns */
+  uint32_t cols, tiles_per_strip, blocks;
+};
+
 /* --- sampling: a block to a row --- */
 
 /* How a row's token is drawn: kernel-side twin of generate/sampler.h. */
@@ -141,6 +151,7 @@ struct serve_sample_args {
   K(serve_norm, struct serve_norm_args)     \
   K(serve_rotate, struct serve_rotate_args) \
   K(serve_glu, struct serve_glu_args)       \
+  K(serve_expand, struct serve_expand_args) \
   K(serve_sample, struct serve_sample_args)
 
 enum serve_kernel {

@@ -37,6 +37,56 @@ DEVICE void serve_embed_body(const struct serve_embed_args *a) {
 }
 KERNEL(serve_embed, serve_embed_body, SERVE_THREADS, struct serve_embed_args)
 
+/* --- expansion --- */
+
+/* Two neighbours of a fragment, both of one register: columns `col`, even, and the next. */
+DEVICE uint32_t fragment_pair(const uint8_t *fragment, uint32_t row, uint32_t col) {
+  const uint32_t lane = 4 * (row % 8) + col % 8 / 2, reg = row / 8 + 2 * (col / 8);
+  return global_load((const uint32_t *)(fragment + 16 * lane + 4 * reg));
+}
+
+/* Columns 4 g .. of a row of a 2:4 block of 16 x 64: two of them are kept. */
+DEVICE void expand_sparse(const uint8_t *block, uint32_t row, uint32_t g, uint16_t w[4]) {
+  const uint32_t meta = global_load((const uint32_t *)block + 4 * (row % 8) + g / 4);
+  const uint32_t code = meta >> (row / 8 * 16 + g % 4 * 4) & 15;
+  const uint32_t pair =
+      fragment_pair(block + FRAGMENT_META_BYTES + g / 8 * FRAGMENT_BYTES, row, g % 8 * 2);
+  UNROLL for (uint32_t i = 0; i < 4; i++) {
+    w[i] = 0;
+    if (i == (code & 3)) w[i] = (uint16_t)pair;
+    if (i == code >> 2) w[i] = (uint16_t)(pair >> 16);
+  }
+}
+
+DEVICE void serve_expand_body(const struct serve_expand_args *a) {
+  const uint32_t groups = (a->cols + 3) / 4;
+  for (uint64_t i = first_element(); i < a->count; i += (uint64_t)a->blocks * SERVE_THREADS) {
+    const uint64_t row = i / groups;
+    const uint32_t col = 4 * (uint32_t)(i % groups), r = (uint32_t)(row % 16);
+    const uint32_t order = global_load(a->order + row / FRAGMENT_STRIP_ROWS * a->tiles_per_strip +
+                                       col / FRAGMENT_TILE_COLS);
+    const uint8_t *tile = a->tiles + (uint64_t)(order >> 1) * FRAGMENT_OFFSET_UNIT;
+    const uint32_t step = col % FRAGMENT_TILE_COLS / FRAGMENT_STEP_COLS;
+    const uint32_t block = (uint32_t)(row % FRAGMENT_STRIP_ROWS) / FRAGMENT_BLOCK_ROWS;
+    const uint32_t c = col % FRAGMENT_STEP_COLS;
+    uint16_t w[4];
+    if (order & 1) {
+      expand_sparse(tile + step * FRAGMENT_SPARSE_STEP_BYTES + block * FRAGMENT_SPARSE_BLOCK_BYTES,
+                    r, c / 4, w);
+    } else {
+      const uint8_t *fragment = tile + step * FRAGMENT_DENSE_STEP_BYTES +
+                                block * FRAGMENT_DENSE_BLOCK_BYTES + c / 16 * FRAGMENT_BYTES;
+      const uint32_t low = fragment_pair(fragment, r, c % 16);
+      const uint32_t high = fragment_pair(fragment, r, c % 16 + 2);
+      w[0] = (uint16_t)low, w[1] = (uint16_t)(low >> 16);
+      w[2] = (uint16_t)high, w[3] = (uint16_t)(high >> 16);
+    }
+    UNROLL for (uint32_t j = 0; j < 4; j++) if (col + j < a->cols)
+        global_store(a->out + row * a->cols + col + j, w[j]);
+  }
+}
+KERNEL(serve_expand, serve_expand_body, SERVE_THREADS, struct serve_expand_args)
+
 /* --- norms --- */
 
 DEVICE float weight_at(const float *weight, uint32_t i, bool plus_one) {
