@@ -42,8 +42,9 @@ struct serve_ops {
   enum status (*weight_plain)(const struct serve_weight *pair, struct serve_weight **out,
                               struct error *err);
   void (*weight_free)(struct serve_weight *w); /* NULL is fine */
-  /* Of the packed form and, where there is one, the dense copy. */
+  /* Of the packed form; of the dense copy beside it, where there is one. */
   size_t (*weight_bytes)(const struct serve_weight *w);
+  size_t (*copy_bytes)(const struct serve_weight *w);
   /* The tiles of a dense bf16 matrix, for serve_embed_args. */
   const uint8_t *(*weight_tiles)(const struct serve_weight *w);
   /* Names of the kernels that can multiply so many tokens: first the one that is taken where
@@ -68,12 +69,13 @@ struct serve_ops {
   void (*norm)(struct serve_norm_args args, int64_t rows);
   void (*rotate)(struct serve_rotate_args args);
   void (*glu)(struct serve_glu_args args);
-  /* `one_text`: all rows are consecutive tokens of one slot. `longest`: the most positions that a
-   * row of this pass, or of one that runs its record, sees. Fills in items and pieces. */
-  void (*attend)(struct serve_attend_args args, bool one_text, int64_t longest);
+  /* Each `run` rows are consecutive tokens of one slot, rows a multiple of it. `longest`: the most
+   * positions that a row of this pass, or of one that runs its record, sees. Fills in items and
+   * pieces. */
+  void (*attend)(struct serve_attend_args args, int64_t run, int64_t longest);
   void (*sample)(struct serve_sample_args args, int64_t rows);
   /* Bytes of partials and of counters that `attend` takes for such arguments. */
-  void (*attend_scratch)(struct serve_attend_args args, bool one_text, int64_t longest,
+  void (*attend_scratch)(struct serve_attend_args args, int64_t run, int64_t longest,
                          size_t *partials, size_t *counters);
 
   /* --- recording --- */

@@ -94,17 +94,16 @@ static const uint16_t *place_biases(struct placing *p, const struct linear_site 
 
 /* --- linears --- */
 
-static struct serve_weight *upload(struct placing *p, struct card *card,
-                                   const struct fragment_matrix *f, enum product_pair pair) {
+static struct serve_weight *upload(struct placing *p, const struct fragment_matrix *f,
+                                   enum product_pair pair) {
   const struct serve_ops *serve = p->to->backend->serve;
   struct serve_weight *w = NULL;
   if (!p->status) p->status = serve->weight_new(f, pair, &w, p->err);
-  if (w) card->weight_bytes += serve->weight_bytes(w);
   return w;
 }
 
-static void place_linears(struct placing *p, struct card *card, const struct linear_site *sites,
-                          int count, struct card_linears *out, enum product_pair activation,
+static void place_linears(struct placing *p, const struct linear_site *sites, int count,
+                          struct card_linears *out, enum product_pair activation,
                           struct card_layer *layer) {
   struct fragment_matrix parts[LINEAR_MANY_MOST] = {{0}};
   bool one = true;
@@ -120,12 +119,12 @@ static void place_linears(struct placing *p, struct card *card, const struct lin
   for (int i = 0; i < out->weights && !p->status; i++) {
     const int64_t zero = 0, width = one ? parts[0].rows : linear_rows(&sites[i].weight);
     out->bias[i] = place_biases(p, sites + i, one ? count : 1, one ? out->at : &zero, width);
-    if (!pair) out->weight[i] = upload(p, card, &parts[i], PAIR_NONE);
+    if (!pair) out->weight[i] = upload(p, &parts[i], PAIR_NONE);
   }
   if (pair && !p->status) {
     const int64_t rows = linear_rows(&sites[0].weight), at[2] = {0, rows};
     layer->pair_bias = place_biases(p, sites, 2, at, 2 * rows);
-    layer->pair = upload(p, card, &parts[0], activation);
+    layer->pair = upload(p, &parts[0], activation);
     if (layer->pair)
       p->status = p->to->backend->serve->weight_plain(layer->pair, &out->weight[0], p->err);
   }
@@ -137,10 +136,10 @@ static void place_layer(struct placing *p, struct card *card, const struct model
   const struct linear_site *sites = &host->sites[model_block_site(layer)];
   const enum product_pair activation =
       host->config.activation == ACTIVATION_GELU_TANH ? PAIR_GELU_TANH : PAIR_SILU;
-  place_linears(p, card, &sites[SITE_Q], 3, &l->qkv, PAIR_NONE, l);
-  place_linears(p, card, &sites[SITE_O], 1, &l->o, PAIR_NONE, l);
-  place_linears(p, card, &sites[SITE_GATE], 2, &l->gate_up, activation, l);
-  place_linears(p, card, &sites[SITE_DOWN], 1, &l->down, PAIR_NONE, l);
+  place_linears(p, &sites[SITE_Q], 3, &l->qkv, PAIR_NONE, l);
+  place_linears(p, &sites[SITE_O], 1, &l->o, PAIR_NONE, l);
+  place_linears(p, &sites[SITE_GATE], 2, &l->gate_up, activation, l);
+  place_linears(p, &sites[SITE_DOWN], 1, &l->down, PAIR_NONE, l);
 }
 
 /* A tied head of bf16 serves for the embeddings, too; else they lie beside it, row-major. */
@@ -148,7 +147,7 @@ static void place_head(struct placing *p, struct card *card, const struct model 
   struct fragment_matrix head = {0};
   if (p->status) return;
   p->status = pack(&head, &host->lm_head, p->err);
-  card->head = upload(p, card, &head, PAIR_NONE);
+  card->head = upload(p, &head, PAIR_NONE);
   const bool serves =
       host->config.tied_embeddings && head.form.kind == FRAGMENT_BF16 && !host->lm_head.hybrid;
   fragment_release(&head);
@@ -163,7 +162,7 @@ static void place_head(struct placing *p, struct card *card, const struct model 
     dtype_from_f32(DTYPE_BF16, row, cols, table + r * cols);
   }
   card->embeddings = place(p, table, (size_t)(rows * cols) * sizeof *table);
-  card->weight_bytes += (size_t)(rows * cols) * sizeof *table;
+  card->embedding_bytes = (size_t)(rows * cols) * sizeof *table;
   mem_free(table);
   mem_free(row);
 }
@@ -182,6 +181,22 @@ enum status card_new(struct placing *p, const struct model *host) {
 
 static void free_linears(const struct serve_ops *serve, struct card_linears *l) {
   for (int i = 0; i < l->weights; i++) serve->weight_free(l->weight[i]);
+}
+
+static size_t bytes_of(const struct serve_ops *serve, const struct serve_weight *w, bool step) {
+  return serve->weight_bytes(w) + (step ? 0 : serve->copy_bytes(w));
+}
+
+size_t card_bytes(const struct card *card, const struct serve_ops *serve, bool step) {
+  size_t bytes = bytes_of(serve, card->head, step) + (step ? 0 : card->embedding_bytes);
+  for (int i = 0; i < card->layer_count; i++) {
+    const struct card_layer *l = &card->layers[i];
+    const struct card_linears *all[] = {&l->qkv, &l->gate_up, &l->o, &l->down};
+    for (int j = 0; j < 4; j++)
+      for (int k = 0; k < all[j]->weights; k++) bytes += bytes_of(serve, all[j]->weight[k], step);
+    if (l->pair) bytes += bytes_of(serve, l->pair, step);
+  }
+  return bytes;
 }
 
 void card_free(struct card *card, const struct backend *backend) {

@@ -27,7 +27,7 @@ struct card {
   int layer_count;
   struct serve_weight *head;
   const void *embeddings; /* bf16, row-major, where the head does not serve for them; else NULL */
-  size_t weight_bytes;    /* of everything above, as it lies on the card */
+  size_t embedding_bytes;
 };
 
 /* place.c: what a placed model is being given. */
@@ -43,6 +43,9 @@ void *place(struct placing *p, const void *from, size_t bytes);
 enum status card_new(struct placing *p, const struct model *host);
 void card_free(struct card *card, const struct backend *backend); /* NULL is fine */
 
+/* Bytes on the card: of all weights; of what a step reads, packed linears and the head. */
+size_t card_bytes(const struct card *card, const struct serve_ops *serve, bool step);
+
 /* --- sessions: as the functions of model.h --- */
 struct card_session;
 enum status card_session_new(struct card_session **out, const struct model *model,
@@ -56,6 +59,8 @@ enum status card_slot_copy(struct card_session *s, int64_t to, int64_t from, int
                            struct error *err);
 enum status card_session_step(struct card_session *s, const int64_t *slots, const int32_t *ids,
                               int64_t count, float *logits, struct error *err);
+enum status card_session_prompts(struct card_session *s, const int64_t *slots, const int32_t *ids,
+                                 int64_t count, int64_t length, float *logits, struct error *err);
 enum status card_session_draw(struct card_session *s, const struct model_draw *draws, int64_t count,
                               int32_t *ids, struct error *err);
 enum status card_slot_see(struct card_session *s, int64_t slot, const uint8_t *seen,

@@ -9,7 +9,7 @@
 #include "model/card_pages.h"
 
 enum {
-  CHUNK_TOKENS = 512,
+  CHUNK_TOKENS = 2048,
   HEAD_TOKENS = 64, /* logits are fp32: the panels that leave them so */
   RECORDS_MAX = 16,
   ROW_ARRAYS = 3 /* ids, positions, slots */
@@ -88,7 +88,7 @@ static void measure_attention(const struct card_session *s, size_t *partials, si
     const int64_t most = rows[i] < s->rows_most ? rows[i] : s->rows_most;
     struct serve_attend_args args = attend_args(s, 0, most);
     args.window = 0;
-    s->serve->attend_scratch(args, i > 0, s->capacity, &bytes, &count);
+    s->serve->attend_scratch(args, i ? most : 1, s->capacity, &bytes, &count);
     if (bytes > *partials) *partials = bytes;
     if (count > *counters) *counters = count;
   }
@@ -172,7 +172,8 @@ static enum status open_session(struct card_session *s, const struct session_set
 
 enum status card_session_new(struct card_session **out, const struct model *model,
                              const struct session_settings *settings, struct error *err) {
-  const int64_t chunk = settings->capacity < CHUNK_TOKENS ? settings->capacity : CHUNK_TOKENS;
+  const int64_t all = settings->slots * settings->capacity;
+  const int64_t chunk = all < CHUNK_TOKENS ? all : CHUNK_TOKENS;
   struct card_session *s = mem_alloc(1, sizeof *s, err);
   if (!s) return STATUS_FAILED;
   *s = (struct card_session){.model = model,
@@ -229,8 +230,8 @@ void card_session_free(struct card_session *s) {
 
 struct pass {
   int64_t rows, longest;
-  bool one_text;
-  int64_t head_first, head_rows; /* rows that get logits */
+  int64_t run;                              /* rows of a text that follow each other */
+  int64_t head_first, head_step, head_rows; /* rows that get logits */
 };
 
 static void multiply(const struct card_session *s, const struct card_linears *l, int64_t rows,
@@ -246,18 +247,19 @@ static void multiply(const struct card_session *s, const struct card_linears *l,
 }
 
 /* hidden += branch, through the family's norm behind a half; then the norm before the next. */
-static void join(const struct card_session *s, int64_t first, int64_t rows, const uint16_t *branch,
-                 const float *after, const float *before) {
+static void join(const struct card_session *s, int64_t first, int64_t step, int64_t rows,
+                 const uint16_t *branch, const float *after, const float *before) {
   const struct model_config *c = &s->model->config;
   s->serve->norm(
       (struct serve_norm_args){.hidden = s->hidden + first * c->hidden_size,
                                .branch = branch ? branch + first * s->normed_stride : NULL,
                                .branch_weight = after,
                                .weight = before,
-                               .out = s->normed + first * s->normed_stride,
+                               .out = s->normed,
                                .n = (uint32_t)c->hidden_size,
                                .branch_stride = (uint32_t)s->normed_stride,
                                .out_stride = (uint32_t)s->normed_stride,
+                               .step = (uint32_t)step,
                                .plus_one = c->norm_plus_one,
                                .eps = (float)c->rms_eps},
       rows);
@@ -289,7 +291,7 @@ static void attend(const struct card_session *s, const struct pass *p, int layer
                                               .head_dim = args.head_dim,
                                               .plus_one = c->norm_plus_one,
                                               .eps = (float)c->rms_eps});
-  s->serve->attend(args, p->one_text, p->longest);
+  s->serve->attend(args, p->run, p->longest);
   multiply(s, &l->o, p->rows, s->attended, s->attended_stride, s->branch, s->normed_stride);
 }
 
@@ -322,13 +324,14 @@ static void feed_forward(const struct card_session *s, const struct pass *p, int
 static void run_head(const struct card_session *s, const struct pass *p) {
   const struct model_config *c = &s->model->config;
   const struct block_norms *last = &s->model->blocks[c->layers - 1];
-  join(s, p->head_first, p->head_rows, s->branch, last->after_mlp, s->model->final_norm);
+  join(s, p->head_first, p->head_step, p->head_rows, s->branch, last->after_mlp,
+       s->model->final_norm);
   for (int64_t done = 0; done < p->head_rows; done += HEAD_TOKENS) {
     const int64_t left = p->head_rows - done;
     s->serve->product(
         &(struct serve_product_call){.weight = s->model->card->head,
                                      .tokens = left < HEAD_TOKENS ? left : HEAD_TOKENS,
-                                     .x = s->normed + (p->head_first + done) * s->normed_stride,
+                                     .x = s->normed + done * s->normed_stride,
                                      .x_stride = s->normed_stride,
                                      .y_stride = c->vocab_size,
                                      .y_wide = s->logits + done * c->vocab_size});
@@ -350,10 +353,10 @@ static void queue_pass(const struct card_session *s, const struct pass *p) {
       .scale = (float)c->embed_scale});
   for (int i = 0; i < c->layers; i++) {
     const struct block_norms *norms = &s->model->blocks[i];
-    join(s, 0, p->rows, i ? s->branch : NULL, i ? norms[-1].after_mlp : NULL,
+    join(s, 0, 1, p->rows, i ? s->branch : NULL, i ? norms[-1].after_mlp : NULL,
          norms->before_attention);
     attend(s, p, i);
-    join(s, 0, p->rows, s->branch, norms->after_attention, norms->before_mlp);
+    join(s, 0, 1, p->rows, s->branch, norms->after_attention, norms->before_mlp);
     feed_forward(s, p, i);
   }
   if (p->head_rows) run_head(s, p);
@@ -385,7 +388,7 @@ static enum status run_pass(struct card_session *s, const struct pass *p, struct
   enum status status =
       s->ops->upload(s->rows, s->staged, ROW_ARRAYS * (size_t)s->rows_most * sizeof *s->rows, err);
   if (status) return status;
-  if (s->recording && !p->one_text)
+  if (s->recording && p->run == 1)
     status = run_recorded(s, p, err);
   else
     queue_pass(s, p);
@@ -462,13 +465,60 @@ enum status card_slot_append(struct card_session *s, int64_t slot, const int32_t
     for (int64_t i = 0; i < n; i++) stage(s, i, ids[done + i], before + done + i, slot);
     const struct pass p = {.rows = n,
                            .longest = before + done + n,
-                           .one_text = true,
+                           .run = n,
                            .head_first = n - 1,
+                           .head_step = 1,
                            .head_rows = done + n == count};
     status = run_pass(s, &p, err);
   }
   if (!status) s->lengths[slot] = before + count;
   return status ? status : bring_logits(s, 1, logits, err);
+}
+
+/* `count` empty slots, a prompt of `length` tokens for each: as many as the rows hold. */
+static enum status read_prompts(struct card_session *s, const int64_t *slots, const int32_t *ids,
+                                int64_t count, int64_t length, struct error *err) {
+  enum status status = STATUS_OK;
+  for (int64_t t = 0; t < count && !status; t++) {
+    status = card_pages_hold(&s->pages, slots[t], length, err);
+    for (int64_t i = 0; i < length && !status; i++) {
+      status = check_id(s, ids[t * length + i], i, err);
+      stage(s, t * length + i, ids[t * length + i], i, slots[t]);
+    }
+  }
+  const struct pass p = {.rows = count * length,
+                         .longest = length,
+                         .run = length,
+                         .head_first = length - 1,
+                         .head_step = length,
+                         .head_rows = count};
+  if (!status) status = run_pass(s, &p, err);
+  for (int64_t t = 0; t < count && !status; t++) s->lengths[slots[t]] = length;
+  return status;
+}
+
+enum status card_session_prompts(struct card_session *s, const int64_t *slots, const int32_t *ids,
+                                 int64_t count, int64_t length, float *logits, struct error *err) {
+  const int64_t at_once = s->rows_most / length ? s->rows_most / length : 1;
+  enum status status = STATUS_OK;
+  if (length > s->capacity || length < 1)
+    return error_set(err, STATUS_REFUSED, "prompts of %lld tokens do not fit sessions of %lld",
+                     (long long)length, (long long)s->capacity);
+  for (int64_t done = 0, n = 0; done < count && !status; done += n) {
+    float *out = logits ? logits + done * s->model->config.vocab_size : NULL;
+    n = count - done < at_once ? count - done : at_once;
+    for (int64_t t = done; t < done + n; t++) {
+      INVARIANT(is_slot(s, slots[t]));
+      card_slot_truncate(s, slots[t], 0);
+    }
+    if (length > s->rows_most) {
+      status = card_slot_append(s, slots[done], ids + done * length, length, out, err);
+      continue;
+    }
+    status = read_prompts(s, slots + done, ids + done * length, n, length, err);
+    if (!status) status = bring_logits(s, n, out, err);
+  }
+  return status;
 }
 
 static enum status check_step(struct card_session *s, const int64_t *slots, const int32_t *ids,
@@ -510,7 +560,8 @@ enum status card_session_step(struct card_session *s, const int64_t *slots, cons
     if (length + 1 > longest) longest = length + 1;
   }
   if (status) return status;
-  const struct pass p = {.rows = count, .longest = bound_of(s, longest), .head_rows = count};
+  const struct pass p = {
+      .rows = count, .longest = bound_of(s, longest), .run = 1, .head_step = 1, .head_rows = count};
   status = run_pass(s, &p, err);
   if (status) return status;
   for (int64_t i = 0; i < count; i++) s->lengths[slots[i]]++;

@@ -76,6 +76,10 @@ enum status model_place(struct model **out, const struct model *host, const stru
  * decoding. */
 enum status model_place_to_run(struct model **out, const struct model *host,
                                const struct backend *backend, struct error *err);
+/* Bytes of such a model on the card: of all weights, dense copies that a choice of kernels asked
+ * for included; of those that a step reads, linears and head. */
+size_t model_placed_bytes(const struct model *placed);
+size_t model_step_bytes(const struct model *placed);
 const struct backend *model_backend(const struct model *model);
 
 const struct model_config *model_config(const struct model *model);
@@ -274,6 +278,13 @@ enum status model_slot_copy(struct model_session *session, int64_t to, int64_t f
  * or an id is outside the vocabulary; when logits are not numbers, after the step. */
 enum status model_session_step(struct model_session *session, const int64_t *slots,
                                const int32_t *ids, int64_t count, float *logits, struct error *err);
+
+/* Reads a prompt of `length` tokens into each of `count` slots, in place of what they held: ids
+ * (count, length); logits (count, vocab_size) or NULL. On a card in as few passes as memory allows.
+ */
+enum status model_session_prompts(struct model_session *session, const int64_t *slots,
+                                  const int32_t *ids, int64_t count, int64_t length, float *logits,
+                                  struct error *err);
 
 /* --- drawing where the logits are ---
  * A session of a model that was placed to run (model_place_to_run) keeps the logits of its last

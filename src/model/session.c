@@ -245,7 +245,26 @@ int64_t model_kv_bytes_per_position(const struct model *m, enum dtype kv) {
   return m->config.layers * kv_cache_position_bytes(&shape);
 }
 
+enum status model_session_prompts(struct model_session *s, const int64_t *slots, const int32_t *ids,
+                                  int64_t count, int64_t length, float *logits, struct error *err) {
+  enum status status = STATUS_OK;
+  if (s->card) return card_session_prompts(s->card, slots, ids, count, length, logits, err);
+  for (int64_t i = 0; i < count && !status; i++) {
+    float *out = logits ? logits + i * s->model->config.vocab_size : NULL;
+    model_slot_truncate(s, slots[i], 0);
+    status = model_slot_append(s, slots[i], ids + i * length, length, out, err);
+  }
+  return status;
+}
+
 /* --- on a card --- */
+
+size_t model_placed_bytes(const struct model *m) {
+  return card_bytes(m->card, m->backend->serve, false);
+}
+size_t model_step_bytes(const struct model *m) {
+  return card_bytes(m->card, m->backend->serve, true);
+}
 
 bool model_session_draws(const struct model_session *s) { return s->card != NULL; }
 

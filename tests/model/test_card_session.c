@@ -103,6 +103,22 @@ static void long_texts_are_the_cpus(void **state) {
   }
 }
 
+/* Several prompts in one pass, of lengths that items of rows divide and do not. */
+static void prompts_are_the_cpus(void **state) {
+  (void)state;
+  static const int64_t lengths[] = {16, 7, 21}, slots[] = {2, 0, 1};
+  open_sides("qwen3", DTYPE_F16);
+  for (int i = 0; i < 3; i++) {
+    for (int side = 0; side < SIDES; side++)
+      must(model_session_prompts(t.session[side], slots, t.ids + i, 3, lengths[i], t.logits[side],
+                                 &err),
+           err);
+    check_rows("prompts", 3);
+    step("after prompts", slots, 3, 100);
+  }
+  close_sides();
+}
+
 static void bf16_caches_are_close(void **state) {
   (void)state;
   close_to = 8e-2;
@@ -201,9 +217,13 @@ static void bad_requests_are_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(logits_are_the_cpus),   cmocka_unit_test(long_texts_are_the_cpus),
-      cmocka_unit_test(bf16_caches_are_close), cmocka_unit_test(records_and_company_do_not_show),
-      cmocka_unit_test(pages_come_and_go),     cmocka_unit_test(bad_requests_are_refused),
+      cmocka_unit_test(logits_are_the_cpus),
+      cmocka_unit_test(long_texts_are_the_cpus),
+      cmocka_unit_test(prompts_are_the_cpus),
+      cmocka_unit_test(bf16_caches_are_close),
+      cmocka_unit_test(records_and_company_do_not_show),
+      cmocka_unit_test(pages_come_and_go),
+      cmocka_unit_test(bad_requests_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

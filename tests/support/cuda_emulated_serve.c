@@ -75,7 +75,7 @@ static void start(kernel code, const char *name, uint32_t blocks, uint32_t threa
   }
   assert_true(r->count < LAUNCHES_MAX);
   struct launch *l = &r->launches[r->count++];
-  *l = (struct launch){code,     name,   blocks,
+  *l = (struct launch){code,    name,   blocks,
                        threads, shared, aligned_alloc(64, (arg_bytes + 63) / 64 * 64)};
   memcpy(l->args, args, arg_bytes);
 }

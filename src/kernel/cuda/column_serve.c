@@ -120,9 +120,8 @@ static size_t dense_bytes(const struct serve_weight *w) {
   return (size_t)(w->matrix.rows * w->matrix.host.cols) * sizeof(uint16_t);
 }
 
-static size_t weight_bytes(const struct serve_weight *w) {
-  return w->bytes + (w->dense ? dense_bytes(w) : 0);
-}
+static size_t weight_bytes(const struct serve_weight *w) { return w->bytes; }
+static size_t copy_bytes(const struct serve_weight *w) { return w->dense ? dense_bytes(w) : 0; }
 
 static const uint8_t *weight_tiles(const struct serve_weight *w) {
   INVARIANT(w->matrix.host.form.kind == FRAGMENT_BF16);
@@ -316,9 +315,8 @@ struct attend_shape {
 };
 
 /* As many query rows as share a key head, up to what a kernel takes; tokens of one text fill up
- * what heads leave. */
-static struct attend_shape shape_attend(struct serve_attend_args *a, bool one_text,
-                                        int64_t longest) {
+ * what heads leave. A prompt keeps the card busy without pieces. */
+static struct attend_shape shape_attend(struct serve_attend_args *a, int64_t run, int64_t longest) {
   static const struct attend_shape kernels[] = {
 #define ATTEND_ROW(lanes, rows) {SERVE_attend_##lanes##x##rows, lanes, rows, 0},
       ATTEND_KERNELS(ATTEND_ROW)};
@@ -328,15 +326,15 @@ static struct attend_shape shape_attend(struct serve_attend_args *a, bool one_te
   for (size_t k = 0; k < count; k++) {
     if (a->cache.stride > 8 * kernels[k].lanes || (s.lanes && s.lanes != kernels[k].lanes))
       continue;
-    if (s.lanes && group == 1 && !one_text) continue; /* one row is all there is */
+    if (s.lanes && group == 1 && run == 1) continue; /* one row is all there is */
     s = kernels[k];
   }
   INVARIANT(s.lanes);
   a->item_heads = group < s.rows ? group : s.rows;
   a->head_items = (group + a->item_heads - 1) / a->item_heads;
-  a->item_tokens = one_text ? s.rows / a->item_heads : 1;
-  /* many rows of one text keep the card busy without pieces */
-  a->piece = one_text && a->rows >= SERVE_WHOLE_ROWS ? PIECE_ALL : SERVE_PIECE;
+  a->item_tokens = s.rows / a->item_heads;
+  while (a->rows != run && run % a->item_tokens) a->item_tokens--; /* no item has two texts */
+  a->piece = run >= SERVE_WHOLE_ROWS ? PIECE_ALL : SERVE_PIECE;
   const int64_t seen =
       a->window && a->window < longest ? a->window + (int64_t)(s.rows + SERVE_PIECE) : longest;
   a->pieces = a->piece == PIECE_ALL ? 1 : (uint32_t)((seen + SERVE_PIECE - 1) / SERVE_PIECE);
@@ -344,15 +342,15 @@ static struct attend_shape shape_attend(struct serve_attend_args *a, bool one_te
   return s;
 }
 
-static void attend(struct serve_attend_args args, bool one_text, int64_t longest) {
-  const struct attend_shape s = shape_attend(&args, one_text, longest);
+static void attend(struct serve_attend_args args, int64_t run, int64_t longest) {
+  const struct attend_shape s = shape_attend(&args, run, longest);
   launch(s.kernel, s.items * args.pieces, ATTEND_THREADS, attend_shared_bytes(s.lanes, s.rows),
          &args);
 }
 
-static void attend_scratch(struct serve_attend_args args, bool one_text, int64_t longest,
+static void attend_scratch(struct serve_attend_args args, int64_t run, int64_t longest,
                            size_t *partials, size_t *counters) {
-  const struct attend_shape s = shape_attend(&args, one_text, longest);
+  const struct attend_shape s = shape_attend(&args, run, longest);
   *partials = sizeof(float) * s.items * args.pieces * attend_partial_floats(s.lanes, s.rows);
   *counters = sizeof(uint32_t) * s.items;
 }
@@ -378,6 +376,7 @@ const struct serve_ops *column_serve_ops(void) {
                                        .weight_plain = weight_plain,
                                        .weight_free = weight_free,
                                        .weight_bytes = weight_bytes,
+                                       .copy_bytes = copy_bytes,
                                        .weight_tiles = weight_tiles,
                                        .variants = variants,
                                        .choose = choose,

@@ -29,15 +29,15 @@ struct serve_embed_args {
   float scale;
 };
 
-/* A block to a row: hidden += branch, through a norm of its own where branch_weight is given; then
- * out = norm(hidden). */
+/* A block to a row, block i to row i * step and its output to row i: hidden += branch, through a
+ * norm of its own where branch_weight is given; then out = norm(hidden). */
 struct serve_norm_args {
   float *hidden;              /* (rows, n) */
   const uint16_t *branch;     /* bf16 (rows, branch_stride), or NULL */
   const float *branch_weight; /* (n) or NULL */
   const float *weight;        /* (n) */
   uint16_t *out;              /* bf16 (rows, out_stride) */
-  uint32_t n, branch_stride, out_stride;
+  uint32_t n, branch_stride, out_stride, step;
   bool plus_one;
   float eps;
 };

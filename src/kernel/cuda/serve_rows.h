@@ -97,8 +97,9 @@ DEVICE float inverse_root(double squares, uint32_t n, float eps) {
 }
 
 DEVICE void serve_norm_body(const struct serve_norm_args *a) {
-  float *hidden = a->hidden + (uint64_t)block_index() * a->n;
-  const uint16_t *branch = a->branch + (uint64_t)block_index() * a->branch_stride;
+  const uint64_t row = (uint64_t)block_index() * a->step;
+  float *hidden = a->hidden + row * a->n;
+  const uint16_t *branch = a->branch + row * a->branch_stride;
   uint16_t *out = a->out + (uint64_t)block_index() * a->out_stride;
   float squares = 0, scale = 1;
   if (a->branch_weight) {
