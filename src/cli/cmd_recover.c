@@ -13,9 +13,9 @@
 
 struct settings {
   struct common_options common;
-  const char *mask, *data, *out, *budget;
+  const char *mask, *data, *out, *budget, *teacher;
   int64_t tokens, window, batch, seed;
-  double rate;
+  double rate, distill;
   int precision;
 };
 
@@ -37,6 +37,10 @@ static const struct option options[] = {
      "tokens of a sequence, at most the model's context"},
     {"batch", OPTION_INT, offsetof(struct settings, batch), "2", 1, 1 << 16, NULL, "N",
      "sequences of a step"},
+    {"distill", OPTION_REAL, offsetof(struct settings, distill), "0", 0, 1, NULL, "W",
+     "share of the divergence from the dense model in the loss; the rest is the text's"},
+    {"teacher", OPTION_TEXT, offsetof(struct settings, teacher), NULL, 0, 0, NULL, "MODEL",
+     "that dense model, where the first MODEL is refit or recovered (default: the first MODEL)"},
     {"seed", OPTION_INT, offsetof(struct settings, seed), "0", 0, 9e15, NULL, "K",
      "which windows of the text are taken"},
     {"precision", OPTION_CHOICE, offsetof(struct settings, precision), NULL, 0, 0, "fp32|bf16",
@@ -51,6 +55,8 @@ static enum status check(const struct settings *s, struct error *err) {
                      s->budget ? "--tokens and --budget both say what to spend: give one"
                                : "--tokens is missing (or --budget, a time): what to spend");
   if (!s->out) return error_set(err, STATUS_USAGE, "say where the model goes with --out DIR");
+  if (s->teacher && s->distill == 0)
+    return error_set(err, STATUS_USAGE, "--teacher is asked nothing without --distill");
   double seconds;
   enum status status = s->budget ? numbers_time(s->budget, "budget", &seconds, err) : STATUS_OK;
   return status ? status : common_check_output(&s->common, s->out, err);
@@ -86,21 +92,24 @@ static enum status report(const struct settings *s, const struct recover_report 
   if (!s->common.json) return STATUS_OK;
   return common_write_json(
       &s->common,
-      json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "path", s->out, "recovered",
-                1, "weights", (json_int_t)r->weights, "steps", (json_int_t)r->steps, "dense_loss",
-                r->dense_loss, "masked_loss", r->masked_loss, "loss", r->loss, "seconds",
-                r->seconds, "tokens_per_second", r->tokens_per_second, "rate", r->rate),
+      json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "path", s->out,
+                "recovered", 1, "weights", (json_int_t)r->weights, "steps", (json_int_t)r->steps,
+                "dense_loss", r->dense_loss, "masked_loss", r->masked_loss, "loss", r->loss,
+                "seconds", r->seconds, "tokens_per_second", r->tokens_per_second, "rate", r->rate,
+                "distill", s->distill, "kl", r->kl),
       err);
 }
 
 static enum status recover(const struct settings *s, struct model *model,
-                           const struct mask_set *masks, const struct windows *windows,
-                           struct error *err) {
+                           const struct model *teacher, const struct mask_set *masks,
+                           const struct windows *windows, struct error *err) {
   struct recover_settings settings = {
       .tokens = s->tokens,
       .batch = s->batch,
       .seed = (uint64_t)s->seed,
       .rate = s->rate,
+      .distill = s->distill,
+      .teacher = teacher,
       .precision = s->precision < 0 ? precision_fastest() : (enum precision)s->precision};
   struct recover_report result;
   char note[256];
@@ -120,23 +129,26 @@ static enum status recover(const struct settings *s, struct model *model,
 static enum status run(const struct command *command, void *settings_pointer,
                        struct text_list *positionals, struct error *err) {
   const struct settings *s = settings_pointer;
-  struct model *model = NULL;
+  struct model *model = NULL, *teacher = NULL;
   struct mask_set masks = {0};
   struct corpus corpus = {0};
   struct windows windows = {0};
   common_apply(&s->common);
   enum status status = check(s, err);
   if (!status) status = model_open(&model, positionals->items[0], err);
+  if (!status && s->distill > 0)
+    status = model_open(&teacher, s->teacher ? s->teacher : positionals->items[0], err);
   if (!status) status = mask_load(&masks, s->mask, err);
   if (!status) {
     int64_t context = model_config(model)->context_length;
     int64_t window = s->window < context ? s->window : context;
     status = open_text(s, positionals->items[0], window, &corpus, &windows, err);
   }
-  if (!status) status = recover(s, model, &masks, &windows, err);
+  if (!status) status = recover(s, model, teacher, &masks, &windows, err);
   windows_free(&windows);
   corpus_free(&corpus);
   mask_set_free(&masks);
+  model_close(teacher);
   model_close(model);
   return status;
 }

@@ -29,7 +29,7 @@ struct recovery {
   float *nll;   /* (batch * (length - 1)) */
   float *keeps; /* (threads, most columns): a row of a mask for each thread */
   int64_t most_cols, steps, step;
-  double rate;
+  double rate, kl;
   int64_t *train, *heldout, train_count, heldout_count;
 };
 
@@ -124,8 +124,12 @@ static enum status prepare(struct recovery *r, struct error *err) {
   r->nll = mem_alloc(tokens, sizeof *r->nll, err);
   if (!r->linears || !r->ids || !r->nll) return STATUS_FAILED;
   status = model_workspace_new(&r->workspace, r->model, shape, true, false, err);
-  if (status == STATUS_OK) model_workspace_set_precision(r->workspace, r->settings->precision);
-  return status;
+  if (status != STATUS_OK) return status;
+  model_workspace_set_precision(r->workspace, r->settings->precision);
+  if (!(r->settings->distill > 0)) return STATUS_OK;
+  INVARIANT(r->settings->teacher && r->settings->teacher != r->model);
+  status = model_workspace_distill(r->workspace, err);
+  return status ? status : model_workspace_teacher(r->workspace, r->settings->teacher, err);
 }
 
 static void release(struct recovery *r) {
@@ -232,12 +236,15 @@ static enum status gradient(struct recovery *r, double *loss, double *norm, stru
     memcpy(r->ids + i * length, windows_at(r->windows, r->train[draw]),
            (size_t)length * sizeof *r->ids);
   }
-  enum status status = model_train(r->model, r->ids, (struct model_shape){batch, length},
-                                   1 / predictions, &tap, r->workspace, loss, err);
+  struct model_losses sums;
+  enum status status =
+      model_distill(r->model, r->ids, (struct model_shape){batch, length}, 1 / predictions,
+                    r->settings->distill, &tap, r->workspace, &sums, err);
   if (status != STATUS_OK) return status;
-  *loss /= predictions;
+  *loss = sums.nll / predictions;
+  r->kl = sums.kl / predictions;
   *norm = masked_norm(r);
-  if (!isfinite(*loss + *norm))
+  if (!isfinite(*loss + r->kl + *norm))
     return error_set(err, STATUS_FAILED,
                      "the loss became %g in step %lld: lower --lr (now %g), or look for damaged "
                      "weights in %s",
@@ -337,6 +344,7 @@ enum status recover_run(struct model *model, const struct mask_set *masks,
   if (status == STATUS_OK) status = heldout_loss(&r, &report->loss, err);
   report->steps = r.step;
   report->rate = r.rate;
+  report->kl = r.kl;
   report->tokens_per_second =
       (double)(r.step * settings->batch * windows->length) / report->seconds;
   release(&r);

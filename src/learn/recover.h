@@ -17,6 +17,8 @@ struct recover_settings {
   uint64_t seed;  /* which windows are drawn */
   double rate; /* 0 = recover_default_rate; AdamW's, risen to over a tenth of the steps, then half a
                   cosine down to 0 */
+  double distill; /* share of KL(teacher || recovered) in the loss, beside the text's nll: 0 to 1 */
+  const struct model *teacher; /* the dense model, with distill > 0; another than the one tuned */
   enum precision precision;
 };
 
@@ -30,13 +32,15 @@ struct recover_report {
   double dense_loss;      /* held-out, nats per token: of the model as it came */
   double masked_loss;     /* with the mask, before */
   double loss;            /* and after */
+  double kl; /* of the last step's tokens, from the teacher, nats per token; 0 without one */
   double seconds, tokens_per_second;
 };
 
 /* Tunes the linears that `masks` name, in `model`, which afterwards holds them in fp32 with zeros
  * where the masks drop; linears without a mask, embeddings and norms stay. Some of the windows are
  * set aside for the held-out loss. 16 bytes a weight of those linears. STATUS_REFUSED for a packed
- * model, masks that do not fit, or too little text; STATUS_FAILED when the loss is no number. */
+ * model, masks that do not fit, a teacher that does not, or too little text; STATUS_FAILED when the
+ * loss is no number. */
 enum status recover_run(struct model *model, const struct mask_set *masks,
                         const struct windows *windows, const struct recover_settings *settings,
                         struct recover_report *report, struct error *err);

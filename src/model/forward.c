@@ -178,7 +178,7 @@ void block_forward(const struct block_run *run, float *hidden) {
 
 static void check_shape(const struct model_workspace *ws, const struct model *m,
                         struct model_shape shape) {
-  INVARIANT(ws->model == m);
+  INVARIANT(ws->model == m || ws->taught_by == m);
   INVARIANT(shape.sequences >= 1 && shape.length >= 1 && shape.length <= ws->positions);
   INVARIANT(shape_tokens(shape) <= shape_tokens(ws->most));
 }

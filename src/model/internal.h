@@ -123,6 +123,7 @@ struct model_workspace {
   float *dq, *dattended; /* (T, heads * head_dim) */
   float *dk, *dv;        /* (T, kv_heads * head_dim) */
   /* of distillation, an allocation of its own; NULL without */
+  const struct model *taught_by; /* the model itself, or another (not owned) */
   float *teacher;        /* (T, hidden_size): the dense model's normed final hidden states */
   float *teacher_logits; /* (chunk_rows, vocab_size) */
   float *kl;             /* (T) */

@@ -153,8 +153,13 @@ enum status model_workspace_new(struct model_workspace **out, const struct model
                                 struct model_shape most, bool train, bool checkpoint,
                                 struct error *err);
 void model_workspace_free(struct model_workspace *ws);
-/* Adds to a workspace for training what model_distill needs beyond it. */
+/* Adds to a workspace for training what model_distill needs beyond it. The teacher is the
+ * workspace's model without the tap, until model_workspace_teacher names another: one in the same
+ * backend's memory that must outlive the workspace. STATUS_REFUSED unless its activations have the
+ * shapes, and its tokens the positions, of the workspace's model. */
 enum status model_workspace_distill(struct model_workspace *ws, struct error *err);
+enum status model_workspace_teacher(struct model_workspace *ws, const struct model *teacher,
+                                    struct error *err);
 size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most);
 /* Products of passes that use this workspace, forward and backward; PRECISION_FP32 until set.
  * The products inside attention follow it, but for the few rows of a decoded token. */
@@ -189,7 +194,7 @@ enum status model_train(const struct model *model, const int32_t *ids, struct mo
                         double *nll_sum, struct error *err);
 /* The same with a share of distillation: the gradients are those of
  *   scale * ((1 - weight) * nll + weight * kl)
- * summed over the predictions, kl being KL(this model without the tap || with it). The model's own
+ * summed over the predictions, kl being KL(teacher || this model with the tap). The teacher's
  * forward pass is made first, for its final hidden states; its logits exist beside the others for
  * one chunk at a time. `ws` needs model_workspace_distill. */
 struct model_losses {

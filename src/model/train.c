@@ -41,7 +41,7 @@ static void chunk_losses(const struct model *m, int64_t first, int64_t rows, dou
                          float scale, struct model_workspace *ws, float *dlogits) {
   const int64_t vocab = m->config.vocab_size;
   if (weight > 0) {
-    model_logits(m, ws->teacher + first * m->config.hidden_size, rows, ws->precision,
+    model_logits(ws->taught_by, ws->teacher + first * m->config.hidden_size, rows, ws->precision,
                  ws->teacher_logits);
     ws->ops->distill_loss(ws->logits, ws->teacher_logits, ws->targets + first, rows, vocab,
                           (float)weight, scale, ws->nll + first, ws->kl + first, dlogits);
@@ -107,7 +107,7 @@ enum status model_distill(const struct model *m, const int32_t *ids, struct mode
   const struct model_config *c = &m->config;
   int64_t tokens = shape_tokens(shape);
   enum status status = STATUS_OK;
-  if (weight > 0) status = model_forward(m, ids, shape, NULL, ws, ws->teacher, err);
+  if (weight > 0) status = model_forward(ws->taught_by, ids, shape, NULL, ws, ws->teacher, err);
   if (status == STATUS_OK) status = model_embed(m, ids, tokens, ws->hidden, err);
   if (status != STATUS_OK) return status;
   for (int i = 0; i < c->layers; i++) {

@@ -106,6 +106,7 @@ static struct model_workspace blank(const struct model *model, struct model_shap
                                     int64_t positions, bool train, bool checkpoint) {
   struct model_workspace ws = {.model = model,
                                .ops = model->backend,
+                               .taught_by = model,
                                .most = most,
                                .positions = positions,
                                .train = train,
@@ -221,6 +222,28 @@ enum status model_workspace_distill(struct model_workspace *ws, struct error *er
   if (status != STATUS_OK) return status;
   carver.used = 0;
   carve_teacher(&carver, ws); /* the first array is where the allocation begins */
+  return STATUS_OK;
+}
+
+/* Both run over the same scratch and the same rotary tables. */
+static bool same_passes(const struct model_config *a, const struct model_config *b) {
+  return a->vocab_size == b->vocab_size && a->hidden_size == b->hidden_size &&
+         a->intermediate_size == b->intermediate_size && a->layers == b->layers &&
+         a->heads == b->heads && a->kv_heads == b->kv_heads && a->head_dim == b->head_dim &&
+         a->qk_norm == b->qk_norm && a->sandwich_norms == b->sandwich_norms &&
+         a->rope.theta == b->rope.theta && a->rope.scaling == b->rope.scaling &&
+         a->rope.factor == b->rope.factor && a->rope_sliding.theta == b->rope_sliding.theta;
+}
+
+enum status model_workspace_teacher(struct model_workspace *ws, const struct model *teacher,
+                                    struct error *err) {
+  INVARIANT(ws->teacher && teacher->backend == ws->ops && !teacher->headers_only);
+  if (!same_passes(&ws->model->config, &teacher->config))
+    return error_set(err, STATUS_REFUSED,
+                     "%s cannot teach %s: their layers, widths, vocabularies or rotary positions "
+                     "differ",
+                     model_path(teacher), model_path(ws->model));
+  ws->taught_by = teacher;
   return STATUS_OK;
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "base/parallel.h"
+#include "kernel/ops.h"
 #include "learn/recover.h"
 #include "support/support.h"
 
@@ -99,6 +100,63 @@ static void the_loss_falls_and_the_mask_stays(void **state) {
   assert_true(changed > kept / 2);
   mask_set_free(&masks);
   model_close(model);
+  model_close(dense);
+}
+
+/* KL(dense || model) over the first windows, nats per token. */
+static double divergence(const struct model *dense, const struct model *model) {
+  enum { SOME = 8 };
+  const struct model_shape shape = {SOME, WINDOW};
+  const int64_t tokens = SOME * WINDOW, vocab = model_config(model)->vocab_size,
+                hidden = model_config(model)->hidden_size;
+  const struct model *both[] = {dense, model};
+  float *logits[2], *normed = mem_alloc((size_t)(tokens * hidden), sizeof(float), &err);
+  static float kl[SOME * WINDOW];
+  for (int i = 0; i < 2; i++) {
+    struct model_workspace *ws;
+    logits[i] = mem_alloc((size_t)(tokens * vocab), sizeof(float), &err);
+    must(model_workspace_new(&ws, both[i], shape, false, false, &err), err);
+    must(model_forward(both[i], corpus.ids.items, shape, NULL, ws, normed, &err), err);
+    model_logits(both[i], normed, tokens, PRECISION_FP32, logits[i]);
+    model_workspace_free(ws);
+  }
+  softmax_kl(logits[0], logits[1], tokens, vocab, kl, NULL);
+  double sum = 0;
+  for (int64_t i = 0; i < tokens; i++) sum += (double)kl[i];
+  for (int i = 0; i < 2; i++) mem_free(logits[i]);
+  mem_free(normed);
+  return sum / (double)tokens;
+}
+
+static void the_teacher_is_followed(void **state) {
+  struct model *dense = open_llama(), *masked = open_llama(), *stranger;
+  struct recover_report report;
+  struct mask_set masks = {0};
+  double far[2];
+  make_masks(masked, &masks);
+  must(model_apply_masks(masked, &masks, &err), err);
+  const double before = divergence(dense, masked);
+  for (int taught = 0; taught < 2; taught++) {
+    struct model *model = open_llama();
+    struct recover_settings s = gentle;
+    s.distill = taught;
+    s.teacher = dense;
+    must(recover_run(model, &masks, &windows, &s, &report, &err), err);
+    far[taught] = divergence(dense, model);
+    assert_true(taught ? report.kl > 0 : report.kl == 0);
+    model_close(model);
+  }
+  printf("KL to dense %.4f, tuned on text %.4f, on the teacher %.4f\n", before, far[0], far[1]);
+  assert_true(far[1] < 0.7 * before && far[1] < 0.7 * far[0]);
+  struct recover_settings s = gentle;
+  must(model_open(&stranger, golden("models/gemma3"), &err), err);
+  s.distill = 1;
+  s.teacher = stranger;
+  assert_int_equal(recover_run(masked, &masks, &windows, &s, &report, &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "cannot teach"));
+  mask_set_free(&masks);
+  model_close(stranger);
+  model_close(masked);
   model_close(dense);
 }
 
@@ -205,6 +263,7 @@ static void the_command_writes_a_model(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_loss_falls_and_the_mask_stays),
+      cmocka_unit_test(the_teacher_is_followed),
       cmocka_unit_test(a_time_becomes_steps),
       cmocka_unit_test(threads_do_not_show),
       cmocka_unit_test(what_does_not_fit_is_refused),

@@ -503,6 +503,41 @@ static void distillation(void **state) {
   }
 }
 
+/* A model whose weight was moved, taught by the one that it was, has the bits of the tap that moves
+ * it. Another model's shape is refused. */
+static void distillation_from_another_model(void **state) {
+  enum { SITE = 5 };
+  struct model *student = open_golden("llama"), *teacher = open_golden("llama"),
+               *stranger = open_golden("gemma3");
+  const int64_t size = site_size(model_site(student, SITE));
+  float *d = floats(size), *moved = mem_alloc((size_t)size, sizeof *moved, &err);
+  struct moved m = {.direction = {.model = teacher, .site = SITE, .d = d, .dw = floats(size)},
+                    .base = floats(size)};
+  struct model_losses by_tap, by_model;
+  struct model_workspace *ws;
+  model_site_expand(student, SITE, m.base);
+  fill_normal(d, (size_t)size, 7, 1);
+  distilled_at(&m, 0.6, 0.05f, &by_tap);
+  for (int64_t i = 0; i < size; i++) moved[i] = m.base[i] + 0.05f * d[i];
+  model_site_replace(student, SITE, moved);
+  must(model_workspace_new(&ws, student, shape, true, true, &err), err);
+  must(model_workspace_distill(ws, &err), err);
+  must(model_distill(student, ids, shape, 0.5, 0.6, NULL, ws, &by_model, &err), err);
+  assert_true(fabs(by_model.kl) < 1e-4 && by_tap.kl > 1e-3); /* its own teacher so far */
+  assert_int_equal(model_workspace_teacher(ws, stranger, &err), STATUS_REFUSED);
+  assert_non_null(strstr(err.text, "cannot teach"));
+  must(model_workspace_teacher(ws, teacher, &err), err);
+  must(model_distill(student, ids, shape, 0.5, 0.6, NULL, ws, &by_model, &err), err);
+  assert_true(by_model.kl == by_tap.kl && by_model.nll == by_tap.nll);
+  model_workspace_free(ws);
+  mem_free(d);
+  mem_free(m.base);
+  mem_free(m.direction.dw);
+  model_close(student);
+  model_close(teacher);
+  model_close(stranger);
+}
+
 /* --- other ways of storing the same model --- */
 
 /* Multimodal wrappers: another prefix, a nested configuration, and a tower we do not look at. */
@@ -650,13 +685,21 @@ static void missing_shard(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(tap_order),          cmocka_unit_test(masks_f32),
-      cmocka_unit_test(masks_f16),          cmocka_unit_test(masks_bf16),
-      cmocka_unit_test(foreign_masks),      cmocka_unit_test(packed_directory),
-      cmocka_unit_test(tensors_of_gguf),    cmocka_unit_test(parameters),
-      cmocka_unit_test(finite_differences), cmocka_unit_test(distillation),
-      cmocka_unit_test(wrappers),           cmocka_unit_test(misaligned),
-      cmocka_unit_test(nan_weights),        cmocka_unit_test(misfits),
+      cmocka_unit_test(tap_order),
+      cmocka_unit_test(masks_f32),
+      cmocka_unit_test(masks_f16),
+      cmocka_unit_test(masks_bf16),
+      cmocka_unit_test(foreign_masks),
+      cmocka_unit_test(packed_directory),
+      cmocka_unit_test(tensors_of_gguf),
+      cmocka_unit_test(parameters),
+      cmocka_unit_test(finite_differences),
+      cmocka_unit_test(distillation),
+      cmocka_unit_test(distillation_from_another_model),
+      cmocka_unit_test(wrappers),
+      cmocka_unit_test(misaligned),
+      cmocka_unit_test(nan_weights),
+      cmocka_unit_test(misfits),
       cmocka_unit_test(missing_shard),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
