@@ -30,7 +30,8 @@ struct settings {
 
 static const struct option options[] = {
     {"method", OPTION_CHOICE, offsetof(struct settings, method), "sparsegpt", 0, 0,
-     "magnitude|wanda|sparsegpt", NULL, "what decides which weights go"},
+     "magnitude|wanda|sparsegpt|taylor|fisher", NULL,
+     "what decides which weights go; taylor and fisher take the loss's gradient, end to end"},
     {"pattern", OPTION_TEXT, offsetof(struct settings, pattern), "2:4", 0, 0, NULL,
      "2:4|N:M|unstructured|hybrid[-N:M]",
      "N:M keeps N of every M weights; hybrid leaves tiles dense, the others are 2:4 or N:M"},
@@ -38,7 +39,7 @@ static const struct option options[] = {
      "share of weights to drop, 0.45 or 45%; may be left out where the pattern "
      "fixes it"},
     {"calib", OPTION_TEXT, offsetof(struct settings, calib), NULL, 0, 0, NULL, "FILE",
-     "text to calibrate on (wanda and sparsegpt)"},
+     "text to calibrate on (all but magnitude)"},
     {"calib-tokens", OPTION_INT, offsetof(struct settings, calib_tokens), "0", 0, 1e12, NULL, "N",
      "tokens to calibrate on; 0 means 128 windows of min(2048, context), or "
      "what there is"},

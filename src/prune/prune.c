@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "base/strbuf.h"
 #include "prune/far.h"
+#include "prune/gradients.h"
 #include "prune/inputs.h"
 #include "prune/scored.h"
 #include "prune/sparsegpt.h"
@@ -28,6 +29,7 @@ struct pass {
   const struct mask_set *fixed;          /* masks whose tiles are kept, or NULL */
   bool update;                           /* weights, in this pass */
   struct mask_set *masks, *unstructured; /* results; the latter may be NULL */
+  const struct gradient_scores *scores;  /* of methods that take gradients, else NULL */
   struct prune_report *report;
 
   const struct backend *ops;
@@ -120,6 +122,9 @@ static enum status prune_weights(struct pass *p, const struct prune_rule *rule,
   const struct moments *m = &p->moments[role_input[site->role]];
   if (p->settings->method == PRUNE_MAGNITUDE)
     return prune_scored(rule, site->name, w, rows, cols, NULL, mask, err);
+  if (p->scores)
+    return prune_scored(rule, site->name, p->scores->items[site->index], rows, cols, NULL, mask,
+                        err);
   if (p->settings->method == PRUNE_WANDA) {
     moments_norms(m, p->norms);
     return prune_scored(rule, site->name, w, rows, cols, p->norms, mask, err);
@@ -460,6 +465,21 @@ enum status prune_retile(const struct model *model, struct mask_set *masks, doub
   return status;
 }
 
+static bool is_pruned(void *ctx, const struct linear_site *site) {
+  return !prune_skips(ctx, site->name);
+}
+
+/* Scores of all that is pruned, where the method has them; half of the progress. */
+static enum status score_gradients(struct pass *p, struct gradient_scores *scores,
+                                   const struct calibration *calibration, struct error *err) {
+  const enum prune_method method = p->settings->method;
+  if (!prune_takes_gradients(method)) return STATUS_OK;
+  p->scores = scores;
+  return gradient_scores_make(scores, p->model, calibration,
+                              method == PRUNE_TAYLOR ? GRADIENT_FIRST : GRADIENT_SECOND, is_pruned,
+                              (void *)p->settings, p->progress, err);
+}
+
 enum status prune_run(struct model *model, const struct prune_settings *settings,
                       const struct calibration *calibration, struct mask_set *masks,
                       struct mask_set *unstructured, struct prune_report *report,
@@ -471,26 +491,31 @@ enum status prune_run(struct model *model, const struct prune_settings *settings
   enum status status = prune_check(settings, err);
   if (status) return status;
   INVARIANT(calibration || settings->method == PRUNE_MAGNITUDE);
+  const bool gradients = prune_takes_gradients(settings->method);
+  const bool loops = settings->method != PRUNE_MAGNITUDE && !gradients;
+  struct gradient_scores scores = {0};
   *report = (struct prune_report){0};
   const struct pass pass = {.model = model,
                             .settings = settings,
-                            .ops = settings->backend && settings->method != PRUNE_MAGNITUDE
-                                       ? settings->backend
-                                       : backend_cpu(),
-                            .calibration = settings->method == PRUNE_MAGNITUDE ? NULL : calibration,
+                            .ops = settings->backend && loops ? settings->backend : backend_cpu(),
+                            .calibration = loops ? calibration : NULL,
                             .update = settings->update_weights && !hybrid,
                             .masks = masks,
                             .unstructured = unstructured,
                             .report = report,
                             .progress = &progress};
   progress_begin(&progress, "pruning", "layers",
-                 (double)model_config(model)->layers * (two_passes ? 2 : 1));
+                 (double)model_config(model)->layers * (two_passes || gradients ? 2 : 1));
   struct pass first = pass;
-  status = pass_run(&first, err);
+  status = score_gradients(&first, &scores, calibration, err);
+  if (!status) status = pass_run(&first, err);
   if (!status && hybrid) status = project_set(masks, total, 1 - settings->sparsity, err);
   if (!status && two_passes) status = update_hybrid(pass, err);
   progress_end(&progress);
-  if (!status) status = describe_all(masks, unstructured, settings, pass.calibration, total, err);
+  gradient_scores_free(&scores);
+  if (!status)
+    status = describe_all(masks, unstructured, settings, loops || gradients ? calibration : NULL,
+                          total, err);
   if (status) {
     mask_set_free(masks);
     if (unstructured) mask_set_free(unstructured);

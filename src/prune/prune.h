@@ -1,4 +1,5 @@
-/* One-shot pruning of a model: magnitude, Wanda, SparseGPT, as 2:4, n:m, unstructured or hybrid.
+/* One-shot pruning of a model: magnitude, Wanda, SparseGPT or scores from the loss's gradient, as
+ * 2:4, n:m, unstructured or hybrid.
  *
  * Blocks are pruned in order. Each is calibrated on what the pruned blocks before it give: the
  * block runs over the calibration tokens once to gather its inputs' moments, its seven linears are
@@ -19,7 +20,17 @@
 #include "prune/calibration.h"
 #include "prune/rule.h"
 
-enum prune_method { PRUNE_MAGNITUDE, PRUNE_WANDA, PRUNE_SPARSEGPT };
+enum prune_method {
+  PRUNE_MAGNITUDE,
+  PRUNE_WANDA,
+  PRUNE_SPARSEGPT,
+  PRUNE_TAYLOR, /* first-order scores of the loss's gradient (prune/gradients.h) */
+  PRUNE_FISHER  /* second-order ones */
+};
+/* Methods that score the dense model once, before the layer loop, which they do without. */
+static inline bool prune_takes_gradients(enum prune_method method) {
+  return method == PRUNE_TAYLOR || method == PRUNE_FISHER;
+}
 
 enum { PRUNE_SKIP_MAX = 64 };
 struct prune_settings {

@@ -6,7 +6,8 @@
 
 #include "prune/rule.h"
 
-/* w (rows, cols). norms (cols): sqrt(mean over tokens of x_j^2), or NULL for magnitude.
+/* w (rows, cols). norms (cols): sqrt(mean over tokens of x_j^2), or NULL for magnitude, and for
+ * scores that were made elsewhere (prune/gradients.h) and stand in w's place.
  * Unstructured: Wanda drops the same share of every row, magnitude of the whole matrix; the counts
  * are exact over the matrix. Tile scores: the sum of the dropped scores per weight of the tile. */
 enum status prune_scored(const struct prune_rule *rule, const char *name, const float *w,

@@ -87,6 +87,9 @@ enum status prune_check(const struct prune_settings *s, struct error *err) {
   if (s->update_weights && s->method != PRUNE_SPARSEGPT)
     return error_set(err, STATUS_USAGE, "only sparsegpt updates weights; %s does not",
                      prune_method_name(s->method));
+  if (prune_takes_gradients(s->method) && s->backend && !s->backend->is_host)
+    return error_set(err, STATUS_USAGE, "%s takes its gradients on the CPU only, not on %s yet",
+                     prune_method_name(s->method), s->backend->name);
   if (s->damping < 0 || s->block < 1 || s->skip_count > PRUNE_SKIP_MAX)
     return error_set(err, STATUS_USAGE, "damping, block or number of skips is out of range");
   return STATUS_OK;
@@ -99,7 +102,7 @@ bool prune_skips(const struct prune_settings *s, const char *name) {
 }
 
 const char *prune_method_name(enum prune_method method) {
-  static const char *const names[] = {"magnitude", "wanda", "sparsegpt"};
+  static const char *const names[] = {"magnitude", "wanda", "sparsegpt", "taylor", "fisher"};
   return names[method];
 }
 
