@@ -120,7 +120,8 @@ void linear_forward(const struct linear_weight *w, const float *bias, const floa
                     int64_t tokens, enum precision precision, float *y) {
   int64_t rows = linear_rows(w), cols = linear_cols(w);
   if (w->quant && tokens <= quant_tokens_most(precision)) {
-    if (tokens > 0) quant_product(w->quant, x, tokens, y);
+    const struct quant_output out = {w->quant, y};
+    if (tokens > 0) quant_products(&out, 1, x, tokens);
   } else if (w->strips && tokens <= STRIP_TOKENS_MAX) {
     const struct strip_output out = {w->strips, y};
     if (tokens > 0) strips_products(&out, 1, x, tokens, precision);
@@ -136,16 +137,21 @@ void linear_forward(const struct linear_weight *w, const float *bias, const floa
 void linear_forward_many(const struct linear_output *outputs, int count, const float *x,
                          int64_t tokens, enum precision precision) {
   struct strip_output strips[LINEAR_MANY_MOST];
-  bool all = tokens > 0 && tokens <= STRIP_TOKENS_MAX;
+  struct quant_output quants[LINEAR_MANY_MOST];
+  bool all_strips = tokens > 0 && tokens <= STRIP_TOKENS_MAX;
+  bool all_quants = tokens > 0 && tokens <= quant_tokens_most(precision);
   INVARIANT(count >= 1 && count <= LINEAR_MANY_MOST);
   for (int i = 0; i < count; i++) {
-    all = all && outputs[i].w->strips;
+    all_strips = all_strips && outputs[i].w->strips;
+    all_quants = all_quants && outputs[i].w->quant;
     strips[i] = (struct strip_output){outputs[i].w->strips, outputs[i].y};
+    quants[i] = (struct quant_output){outputs[i].w->quant, outputs[i].y};
   }
-  if (all) strips_products(strips, count, x, tokens, precision);
+  if (all_strips) strips_products(strips, count, x, tokens, precision);
+  if (all_quants) quant_products(quants, count, x, tokens);
   for (int i = 0; i < count; i++) {
     const struct linear_output *o = &outputs[i];
-    if (all)
+    if (all_strips || all_quants)
       add_bias(o->bias, tokens, linear_rows(o->w), o->y);
     else
       linear_forward(o->w, o->bias, x, tokens, precision, o->y);

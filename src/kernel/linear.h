@@ -69,8 +69,9 @@ const char *linear_type_name(const struct linear_weight *w);
  * row-major. y must not overlap x. */
 void linear_forward(const struct linear_weight *w, const float *bias, const float *x,
                     int64_t tokens, enum precision precision, float *y);
-/* The same for up to LINEAR_MANY_MOST matrices and one x: strips and few tokens go through one
- * parallel section, which leaves less of the machine idle than one for each. The same bits. */
+/* The same for up to LINEAR_MANY_MOST matrices and one x: strips, of 16 bits or quantized, and few
+ * tokens go through one parallel section, which leaves less of the machine idle than one for each.
+ * The same bits. */
 enum { LINEAR_MANY_MOST = 3 };
 struct linear_output {
   const struct linear_weight *w;

@@ -57,9 +57,13 @@ struct strip_output {
 void strips_products(const struct strip_output *outputs, int count, const float *x, int64_t tokens,
                      enum precision precision);
 
-/* The same for quantized weights, x rounded as linear.h says; up to how many tokens it is as fast
- * as the product that expands W first. */
-void quant_product(const struct quant_strips *w, const float *x, int64_t tokens, float *y);
+/* The same for quantized weights, x rounded as linear.h says (tiles take one matrix after the
+ * other); up to how many tokens it is as fast as the product that expands W first. */
+struct quant_output {
+  const struct quant_strips *w;
+  float *y;
+};
+void quant_products(const struct quant_output *outputs, int count, const float *x, int64_t tokens);
 int64_t quant_tokens_most(enum precision precision);
 
 #endif

@@ -8,9 +8,10 @@
 #include "kernel/quant_x.h"
 #include "kernel/scratch.h"
 #include "kernel/select.h"
+#include "kernel/strip_deal.h"
 
 enum {
-  ITEMS_PER_THREAD = 8,
+  ITEMS_PER_THREAD = 8, /* of tiles */
   ITEM_BYTES_LEAST = 48 << 10,
   ROUND_SERIAL = 1 << 13,
   TILES_FROM = 12,
@@ -19,31 +20,55 @@ enum {
   TILE_TOKENS = 192
 };
 
+/* --- by lanes --- */
+
 struct quant_job {
-  const struct quant_strips *w;
-  int64_t tokens, per_item;
+  const struct quant_output *outputs;
+  int64_t cols, tokens;
+  struct strip_deal deal;
   const float *from; /* (tokens, cols) */
   struct quant_x *x; /* (chunks, tokens) */
-  float *y;          /* (tokens, rows) */
 };
 
 static void round_chunk(void *ctx, int64_t chunk, int worker) {
   const struct quant_job *j = ctx;
-  const int64_t col = chunk * QUANT_CHUNK_COLS, left = j->w->cols - col;
+  const int64_t col = chunk * QUANT_CHUNK_COLS, left = j->cols - col;
   (void)worker;
-  kernel_table()->quant.round(j->from + col, j->w->cols,
+  kernel_table()->quant.round(j->from + col, j->cols,
                               left < QUANT_CHUNK_COLS ? left : QUANT_CHUNK_COLS, j->tokens,
                               j->x + chunk * j->tokens);
 }
 
-static void run_item(void *ctx, int64_t item, int worker) {
-  const struct quant_job *j = ctx;
-  const int64_t first = item * j->per_item, left = j->w->strips - first;
-  (void)worker;
+static void lanes_part(const void *job, int matrix, int64_t first, int64_t count) {
+  const struct quant_job *j = job;
+  const struct quant_output *out = &j->outputs[matrix];
   float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(2 * j->tokens * STRIP_ROWS));
-  kernel_table()->quant.dot(j->w, first, left < j->per_item ? left : j->per_item, j->x, j->tokens,
-                            j->y + first * STRIP_ROWS, j->w->rows, sums);
+  kernel_table()->quant.dot(out->w, first, count, j->x, j->tokens, out->y + first * STRIP_ROWS,
+                            out->w->rows, sums);
 }
+
+static void run_lanes(void *ctx, int64_t item, int worker) {
+  const struct quant_job *j = ctx;
+  (void)worker;
+  strip_deal_item(&j->deal, item, lanes_part, j);
+}
+
+static void multiply_by_lanes(const struct quant_output *outputs, int count, const float *x,
+                              int64_t tokens) {
+  const struct quant_strips *w = outputs[0].w;
+  int64_t strips[LINEAR_MANY_MOST];
+  for (int i = 0; i < count; i++) strips[i] = outputs[i].w->strips;
+  struct quant_job j = {outputs, w->cols, tokens, strip_deal_make(strips, count), x, NULL};
+  j.x = kernel_scratch(SCRATCH_LINEAR,
+                       (size_t)(w->chunks * tokens) * (sizeof(struct quant_x) / sizeof(float)));
+  if (w->cols * tokens <= ROUND_SERIAL)
+    for (int64_t c = 0; c < w->chunks; c++) round_chunk(&j, c, 0);
+  else
+    parallel_for(w->chunks, round_chunk, &j);
+  parallel_for(j.deal.items, run_lanes, &j);
+}
+
+/* --- by tiles --- */
 
 /* Enough strips for a stretch of memory that is worth reading in one go, few enough to leave every
  * thread its share. How strips are dealt out changes no sum. */
@@ -53,8 +78,6 @@ static int64_t strips_per_item(const struct quant_strips *w) {
   if (count * bytes < ITEM_BYTES_LEAST) count = ITEM_BYTES_LEAST / bytes;
   return count < 1 ? 1 : count;
 }
-
-/* --- by tiles --- */
 
 struct tile_job {
   struct quant_batch batch;
@@ -96,17 +119,10 @@ int64_t quant_tokens_most(enum precision precision) {
   return precision == PRECISION_BF16 && kernel_table()->quant.batch_dot ? TILE_TOKENS : LANE_TOKENS;
 }
 
-void quant_product(const struct quant_strips *w, const float *x, int64_t tokens, float *y) {
-  if (kernel_table()->quant.batch_dot && tokens >= TILES_FROM) {
-    product_by_tiles(w, x, tokens, y);
+void quant_products(const struct quant_output *outputs, int count, const float *x, int64_t tokens) {
+  if (!kernel_table()->quant.batch_dot || tokens < TILES_FROM) {
+    multiply_by_lanes(outputs, count, x, tokens);
     return;
   }
-  struct quant_job j = {w, tokens, strips_per_item(w), x, NULL, y};
-  j.x = kernel_scratch(SCRATCH_LINEAR,
-                       (size_t)(w->chunks * tokens) * (sizeof(struct quant_x) / sizeof(float)));
-  if (w->cols * tokens <= ROUND_SERIAL)
-    for (int64_t c = 0; c < w->chunks; c++) round_chunk(&j, c, 0);
-  else
-    parallel_for(w->chunks, round_chunk, &j);
-  parallel_for((w->strips + j.per_item - 1) / j.per_item, run_item, &j);
+  for (int i = 0; i < count; i++) product_by_tiles(outputs[i].w, x, tokens, outputs[i].y);
 }

@@ -8,84 +8,38 @@
 #include "kernel/scratch.h"
 #include "kernel/select.h"
 #include "kernel/strip_batch.h"
+#include "kernel/strip_deal.h"
 
 enum {
-  LONG_PER_THREAD = 2,
-  SHORT_PER_THREAD = 32,
   TILES_FROM = 5,
   TILE_ROWS = 16,
   EXACT_PARTS = 3,
   PARTS_CHUNKS = 8 /* that an item makes */
 };
 
-/* How the strips of some matrices are dealt out: their pairs are counted through, three quarters of
- * them are in long items, which are read from memory in one go, and the rest in short ones, so that
- * all threads end at about the same time. No sum depends on which pairs are an item. */
-struct deal {
-  int64_t pairs, of_long, longs, of_short; /* pairs in an item, long items */
-};
-
-static int64_t pairs_of(const struct strip_matrix *w) { return (w->strips + 1) / 2; }
-
-static struct deal deal_of(int64_t pairs) {
-  const int64_t threads = parallel_threads();
-  const int64_t of_long = 3 * pairs / (4 * LONG_PER_THREAD * threads);
-  const int64_t of_short = pairs / (SHORT_PER_THREAD * threads);
-  return (struct deal){pairs, of_long, of_long ? LONG_PER_THREAD * threads : 0,
-                       of_short ? of_short : 1};
-}
-
-static int64_t deal_items(const struct deal *d) {
-  const int64_t left = d->pairs - d->longs * d->of_long;
-  return d->longs + (left + d->of_short - 1) / d->of_short;
-}
-
-/* The pairs [*first, return value) of an item. */
-static int64_t deal_item(const struct deal *d, int64_t item, int64_t *first) {
-  const int64_t size = item < d->longs ? d->of_long : d->of_short, before = d->longs * d->of_long;
-  *first = item < d->longs ? item * size : before + (item - d->longs) * size;
-  return *first + size < d->pairs ? *first + size : d->pairs;
-}
-
 struct strip_job {
   const struct strip_output *outputs;
-  int count;
   int64_t tokens;
-  struct deal deal;
+  struct strip_deal deal;
   const float *x;           /* what the caller gave */
   const float *ordered;     /* by lanes: (chunks, tokens, STRIP_COLS) */
   struct strip_batch batch; /* by tiles; w is that of the first output */
 };
 
-/* Runs `part` on the strips [first, first + count) of each matrix that has a share in an item. */
-static void for_each_part(const struct strip_job *j, int64_t item,
-                          void (*part)(const struct strip_job *, const struct strip_output *,
-                                       int64_t first, int64_t count)) {
-  int64_t pair, end = deal_item(&j->deal, item, &pair), before = 0;
-  for (int i = 0; i < j->count && pair < end; i++) {
-    const struct strip_matrix *w = j->outputs[i].w;
-    const int64_t stop = before + pairs_of(w) < end ? before + pairs_of(w) : end;
-    if (pair < stop) {
-      const int64_t first = 2 * (pair - before), last = 2 * (stop - before);
-      part(j, &j->outputs[i], first, (last < w->strips ? last : w->strips) - first);
-      pair = stop;
-    }
-    before += pairs_of(w);
-  }
-}
-
 /* --- by lanes --- */
 
-static void lanes_part(const struct strip_job *j, const struct strip_output *out, int64_t first,
-                       int64_t count) {
+static void lanes_part(const void *job, int matrix, int64_t first, int64_t count) {
+  const struct strip_job *j = job;
+  const struct strip_output *out = &j->outputs[matrix];
   float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(2 * j->tokens * STRIP_ROWS));
   kernel_table()->strip_dot(out->w, first, count, j->ordered, j->tokens,
                             out->y + first * STRIP_ROWS, out->w->rows, sums);
 }
 
 static void run_lanes(void *ctx, int64_t item, int worker) {
+  const struct strip_job *j = ctx;
   (void)worker;
-  for_each_part(ctx, item, lanes_part);
+  strip_deal_item(&j->deal, item, lanes_part, j);
 }
 
 /* x (tokens, cols) as (chunks, tokens, STRIP_COLS), zeros behind the last column. */
@@ -113,8 +67,9 @@ static void make_parts(void *ctx, int64_t item, int worker) {
     kernel_table()->strip_parts(&j->batch, j->x, chunk);
 }
 
-static void tiles_part(const struct strip_job *j, const struct strip_output *out, int64_t first,
-                       int64_t count) {
+static void tiles_part(const void *job, int matrix, int64_t first, int64_t count) {
+  const struct strip_job *j = job;
+  const struct strip_output *out = &j->outputs[matrix];
   struct strip_batch batch = j->batch;
   const int64_t most = STRIP_BATCH_STRIPS;
   float *sums = kernel_scratch(SCRATCH_SEGMENT, (size_t)(most * batch.padded_rows * STRIP_ROWS));
@@ -125,8 +80,9 @@ static void tiles_part(const struct strip_job *j, const struct strip_output *out
 }
 
 static void run_tiles(void *ctx, int64_t item, int worker) {
+  const struct strip_job *j = ctx;
   (void)worker;
-  for_each_part(ctx, item, tiles_part);
+  strip_deal_item(&j->deal, item, tiles_part, j);
 }
 
 static void multiply_by_tiles(struct strip_job *j, int parts) {
@@ -136,22 +92,22 @@ static void multiply_by_tiles(struct strip_job *j, int parts) {
   j->batch = (struct strip_batch){.w = w, .tokens = j->tokens, .parts = parts, .padded_rows = rows};
   j->batch.x = kernel_scratch(SCRATCH_LINEAR, (size_t)(w->chunks * rows * STRIP_COLS / 2));
   parallel_for((w->chunks + PARTS_CHUNKS - 1) / PARTS_CHUNKS, make_parts, j);
-  parallel_for(deal_items(&j->deal), run_tiles, j);
+  parallel_for(j->deal.items, run_tiles, j);
 }
 
 void strips_products(const struct strip_output *outputs, int count, const float *x, int64_t tokens,
                      enum precision precision) {
   bool tiles = kernel_table()->strip_batch && tokens >= TILES_FROM;
-  int64_t pairs = 0;
+  int64_t strips[LINEAR_MANY_MOST];
   for (int i = 0; i < count; i++) {
-    pairs += pairs_of(outputs[i].w);
+    strips[i] = outputs[i].w->strips;
     tiles = tiles && outputs[i].w->dtype == DTYPE_BF16;
   }
-  struct strip_job j = {outputs, count, tokens, deal_of(pairs), x, NULL, {0}};
+  struct strip_job j = {outputs, tokens, strip_deal_make(strips, count), x, NULL, {0}};
   if (tiles) {
     multiply_by_tiles(&j, precision == PRECISION_BF16 ? 1 : EXACT_PARTS);
     return;
   }
   j.ordered = order_activations(outputs[0].w, x, tokens);
-  parallel_for(deal_items(&j.deal), run_lanes, &j);
+  parallel_for(j.deal.items, run_lanes, &j);
 }

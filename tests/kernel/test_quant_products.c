@@ -229,10 +229,48 @@ static void same_bits_at_any_thread_count(void **state) {
   for_each_isa(every_thread_count);
 }
 
+/* Several matrices in one section, odd numbers of strips among them. */
+static void several_matrices(void) {
+  static const int64_t rows[] = {37, 150, 16}, counts[] = {1, 3, 8, 40, PROMPT};
+  static float one[TOKENS_MOST * ROWS_MOST], out[3][TOKENS_MOST * ROWS_MOST];
+  struct error err = {0};
+  struct quant_case c[3];
+  struct quant_strips s[3];
+  struct linear_weight w[3];
+  struct linear_output outputs[3];
+  for (int i = 0; i < 3; i++) {
+    quant_case_make(&c[i], &quant_forms[i], rows[i], 130, 16, 0.4, (uint64_t)i);
+    must(quant_strips_from_quant(&s[i], &c[i].owned.matrix, &err), err);
+    w[i] = (struct linear_weight){.quant = &s[i]};
+    outputs[i] = (struct linear_output){&w[i], i ? bias : NULL, out[i]};
+  }
+  for (size_t k = 0; k < sizeof counts / sizeof *counts; k++)
+    for (int threads = 1; threads <= 2; threads++) {
+      parallel_set_threads(threads);
+      linear_forward_many(outputs, 3, x, counts[k], PRECISION_FP32);
+      for (int i = 0; i < 3; i++) {
+        linear_forward(&w[i], outputs[i].bias, x, counts[k], PRECISION_FP32, one);
+        assert_memory_equal(one, out[i], (size_t)(counts[k] * rows[i]) * sizeof *one);
+      }
+    }
+  parallel_set_threads(0);
+  for (int i = 0; i < 3; i++) {
+    quant_strips_release(&s[i]);
+    quant_case_free(&c[i]);
+  }
+}
+
+static void several_at_once_give_the_same_bits(void **state) {
+  (void)state;
+  fill_normal(bias, ROWS_MOST, 2, 1);
+  for_each_isa(several_matrices);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(products_against_fp64),
                                      cmocka_unit_test(nothing_saturates),
                                      cmocka_unit_test(rounding_is_the_same_everywhere),
-                                     cmocka_unit_test(same_bits_at_any_thread_count)};
+                                     cmocka_unit_test(same_bits_at_any_thread_count),
+                                     cmocka_unit_test(several_at_once_give_the_same_bits)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -126,7 +126,6 @@ INLINE vi set_base(int set) { return vi_set(set % 2 ? 0x0c0c0808 : 0x04040000); 
 
 struct sparse_sums {
   vi sum[TOKENS_MOST], kept[TOKENS_MOST]; /* products; activations that are kept */
-  vi extra;                               /* what 128 more in each activation adds to sum */
 };
 
 INLINE void meet_set(enum form form, vi w, vi index, vi sixteen, int t, struct sparse_sums *s) {
@@ -136,8 +135,21 @@ INLINE void meet_set(enum form form, vi w, vi index, vi sixteen, int t, struct s
   if (form == FORM_I4_MINS) s->kept[t] = narrow_kept_dot(s->kept[t], dot_bytes(1), picked);
 }
 
-/* lines: those of this half. Where activations are raised by 128, what that adds to every token's
- * sum is found once; ones, raised, likewise count as 128 for each of the sixteen kept weights. */
+/* Where activations are raised by 128, what that adds to every token's sum is found once. lines:
+ * those of this half. */
+INLINE vi raised_extra(enum form form, const uint8_t *lines) {
+  vi sum = vi_set(0);
+  for (int i = 0; i < (form == FORM_I8 ? QUANT_SETS : QUANT_SETS / 2); i++) {
+    const vi line = dot_load(lines + (1 + i) * STRIP_LINE_BYTES);
+    if (form == FORM_I8)
+      sum = raised_sum(sum, line);
+    else
+      sum = raised_sum(raised_sum(sum, kept_low(line)), kept_high(line));
+  }
+  return raised_total(sum);
+}
+
+/* Ones, raised, count as 128 for each of the sixteen kept weights, and are taken off likewise. */
 INLINE void sparse_lines(enum form form, const int tokens, const uint8_t *lines,
                          const struct quant_x *x, int g, struct sparse_sums *s) {
   const bool raised = form == FORM_I8 ? WIDE_RAISED : NARROW_RAISED;
@@ -146,7 +158,6 @@ INLINE void sparse_lines(enum form form, const int tokens, const uint8_t *lines,
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; t++)
     s->sum[t] = narrow_start(0), s->kept[t] = narrow_start(kept_start);
-  s->extra = vi_set(0);
   vi code = dot_load(lines);
   for (int twice = turns(tokens, QUANT_SETS / 2); twice > 0; twice--, from += QUANT_GROUP / 2) {
     vi w[2];
@@ -161,7 +172,6 @@ INLINE void sparse_lines(enum form form, const int tokens, const uint8_t *lines,
     }
     const vi index[2] = {dot_index(code, set_base(0)), dot_index(vi_shr(code, 2), set_base(1))};
     code = vi_shr(code, 4);
-    if (raised) s->extra = raised_sum(raised_sum(s->extra, w[0]), w[1]);
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) {
       const vi sixteen = dot_sixteen(from + (size_t)t * sizeof *x);
@@ -169,7 +179,6 @@ INLINE void sparse_lines(enum form form, const int tokens, const uint8_t *lines,
       meet_set(form, w[1], index[1], sixteen, t, s);
     }
   }
-  if (raised) s->extra = raised_total(s->extra);
 }
 
 INLINE void sparse_group(enum form form, const int tokens, bool by_row, const uint8_t *chunk,
@@ -186,11 +195,12 @@ INLINE void sparse_group(enum form form, const int tokens, bool by_row, const ui
     const vf min = vf_fma(vf_set(8.0f), s.scale, s.min);
     struct sparse_sums of;
     sparse_lines(form, tokens, lines + 4 * h * VL, x, g, &of);
+    const vi extra = raised ? raised_extra(form, lines + 4 * h * VL) : vi_set(0);
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) {
       float *to = sums + t * STRIP_ROWS + h * VL;
       vi total = form == FORM_I8 ? of.sum[t] : narrow_total(of.sum[t], 0);
-      if (raised) total = vi_sub(total, of.extra);
+      if (raised) total = vi_sub(total, extra);
       const float scale = times_16 ? x[t].scale_16th[g] : x[t].scale[g];
       vf all = vf_fma(vf_mul(vf_of_int(total), vf_set(scale)), s.scale, vf_load(to));
       if (form == FORM_I4_MINS) {
@@ -361,164 +371,8 @@ static void quant_dot(const struct quant_strips *w, int64_t first, int64_t count
   }
 }
 
-/* --- rounding activations --- */
-
-enum { GROUP_VECTORS = QUANT_GROUP / VL };
-
-static void round_group(const float *x, int g, struct quant_x *out) {
-  vi most = vi_set(0), sum = vi_set(0);
-  int32_t lanes[VL], bits = 0, total = 0;
-  for (int i = 0; i < GROUP_VECTORS; i++)
-    most = vi_max_bits(most, vi_and(vi_of_bits(vf_load(x + i * VL)), vi_set(0x7fffffff)));
-  vi_store(lanes, most);
-  for (int l = 0; l < VL; l++) bits = lanes[l] > bits ? lanes[l] : bits;
-  float largest;
-  memcpy(&largest, &bits, 4);
-  /* compared as bits, a NaN is larger than infinity */
-  const bool small = bits < 0x0d800000 /* 2^-100 */, finite = bits < 0x7f800000;
-  const vf inverse = vf_set(small || !finite ? 0.0f : 127.0f / largest);
-  for (int i = 0; i < GROUP_VECTORS; i++) {
-    const vf scaled = finite ? vf_mul(vf_load(x + i * VL), inverse) : vf_zero();
-    const vi near = vi_of_float(scaled);
-    vi_store_bytes(out->near + g * QUANT_GROUP + i * VL, near);
-    sum = vi_add(sum, near);
-  }
-  vi_store(lanes, sum);
-  for (int l = 0; l < VL; l++) total += lanes[l];
-  out->scale[g] = small ? 0.0f : largest / 127.0f;
-  out->scale_16th[g] = out->scale[g] * 0.0625f;
-  out->total[g] = out->scale[g] * (float)total;
-  out->raise[g] = -128 * total;
-  out->take_zero[g] = -8 * total;
-}
-
-static void quant_round(const float *x, int64_t ldx, int64_t cols, int64_t tokens,
-                        struct quant_x *out) {
-  for (int64_t t = 0; t < tokens; t++, x += ldx, out++) {
-    float padded[QUANT_CHUNK_COLS] = {0};
-    if (cols < QUANT_CHUNK_COLS) memcpy(padded, x, (size_t)cols * sizeof *x);
-    for (int g = 0; g < QUANT_CHUNK_GROUPS; g++)
-      round_group((cols < QUANT_CHUNK_COLS ? padded : x) + g * QUANT_GROUP, g, out);
-    for (int c = 0; c < QUANT_CHUNK_COLS; c++) out->raised[c] = (uint8_t)(out->near[c] ^ 0x80);
-  }
-}
-
-/* --- expanding --- */
-
-struct expansion {
-  const struct quant_strips *w;
-  int64_t strip, width;
-  bool add; /* to what is there, the second of two chunks for the same columns */
-};
-
-INLINE vf weight_of(vi q, struct scales s) { return vf_add(vf_mul(vf_of_int(q), s.scale), s.min); }
-
-INLINE void put_column(const struct expansion *e, float *out, vf w) {
-  vf_store(out, e->add ? vf_add(vf_load(out), w) : w);
-}
-
-INLINE struct scales scales_of(const struct expansion *e, const uint8_t *chunk, int g, int h) {
-  const struct quant_strips *w = e->w;
-  struct scales s = load_scales(form_of(w), w->row_scales != NULL, chunk, g, h);
-  if (w->row_scales) s.scale = vf_load(w->row_scales + e->strip * STRIP_ROWS + h * VL);
-  return s;
-}
-
-/* Up to QUANT_CHUNK_COLS columns of a chunk as rows of `width` floats. */
-static void expand_dense(const struct expansion *e, const uint8_t *chunk, int64_t cols,
-                         float *out) {
-  const enum form form = form_of(e->w);
-  const uint8_t *lines = chunk + quant_scale_bytes(e->w);
-  const vi zero = vi_set(form == FORM_I8 ? 128 : form == FORM_I4 ? 8 : 0);
-  for (int64_t c = 0; c < cols; c += 4)
-    for (int h = 0; h < HALVES; h++) {
-      const struct scales s = scales_of(e, chunk, (int)(c / QUANT_GROUP), h);
-      vi four = dot_load(lines + c / (form == FORM_I8 ? 4 : 8) * STRIP_LINE_BYTES + 4 * h * VL);
-      if (form != FORM_I8 && c % 8) four = vi_shr(four, 4);
-      for (int64_t i = c; i < c + 4 && i < cols; i++, four = vi_shr(four, 8)) {
-        const vi q = vi_sub(vi_and(four, vi_set(form == FORM_I8 ? 255 : 15)), zero);
-        put_column(e, out + i * e->width + h * VL, weight_of(q, s));
-      }
-    }
-}
-
-/* The signed integer in byte `b` (0 or 1) of each lane, of four bits in its lower nibble. */
-INLINE vi kept_integer(enum form form, vi bytes, int b) {
-  if (form == FORM_I8) return b ? vi_sar(vi_shl(bytes, 16), 24) : vi_sar(vi_shl(bytes, 24), 24);
-  return b ? vi_sar(vi_shl(bytes, 20), 28) : vi_sar(vi_shl(bytes, 28), 28);
-}
-
-/* Up to four columns, of the two kept weights in the low bytes of `kept` at the places in the low
- * bits of the same bytes of `places`. */
-INLINE void expand_quad(const struct expansion *e, vi kept, vi places, struct scales s,
-                        int64_t cols, float *out) {
-  const enum form form = form_of(e->w);
-  const vi zero = vi_set(form == FORM_I4_MINS ? 8 : 0); /* taken off what is stored */
-  const vi i0 = vi_and(places, vi_set(3)), i1 = vi_and(vi_shr(places, 8), vi_set(3));
-  const vf first = weight_of(vi_add(kept_integer(form, kept, 0), zero), s);
-  const vf second = weight_of(vi_add(kept_integer(form, kept, 1), zero), s);
-  for (int i = 0; i < 4 && i < cols; i++) {
-    const vf x = vf_select(vi_equal(i0, vi_set(i)), first, vf_zero());
-    put_column(e, out + i * e->width, vf_select(vi_equal(i1, vi_set(i)), second, x));
-  }
-}
-
-/* One half of a group. */
-INLINE void expand_sparse_group(const struct expansion *e, const uint8_t *lines, struct scales s,
-                                int64_t cols, float *out) {
-  const bool wide = form_of(e->w) == FORM_I8;
-  vi places = dot_load(lines);
-  for (int64_t c = 0; c < cols; c += 8, places = vi_shr(places, 2)) {
-    const int64_t set = c / 8;
-    vi kept = dot_load(lines + (1 + (wide ? set : set / 2)) * STRIP_LINE_BYTES);
-    if (!wide && set % 2) kept = vi_shr(kept, 4);
-    expand_quad(e, kept, places, s, cols - c, out + c * e->width);
-    expand_quad(e, vi_shr(kept, 16), vi_shr(places, 16), s, cols - c - 4, out + (c + 4) * e->width);
-  }
-}
-
-static void expand_sparse(const struct expansion *e, const uint8_t *chunk, int64_t cols,
-                          float *out) {
-  const int64_t group_bytes = (form_of(e->w) == FORM_I8 ? 5 : 3) * STRIP_LINE_BYTES;
-  const uint8_t *lines = chunk + quant_scale_bytes(e->w);
-  for (int g = 0; g * QUANT_GROUP < cols; g++, lines += group_bytes)
-    for (int h = 0; h < HALVES; h++) {
-      const int64_t left = cols - g * QUANT_GROUP;
-      expand_sparse_group(e, lines + 4 * h * VL, scales_of(e, chunk, g, h),
-                          left < QUANT_GROUP ? left : QUANT_GROUP,
-                          out + g * QUANT_GROUP * e->width + h * VL);
-    }
-}
-
-static void expand_chunk(struct expansion e, int kind, const uint8_t *chunk, int64_t cols,
-                         float *out) {
-  if (kind == STRIP_EMPTY) {
-    for (int64_t c = 0; c < cols; c++) memset(out + c * e.width, 0, STRIP_ROWS * sizeof(float));
-  } else if (kind == STRIP_SPARSE) {
-    expand_sparse(&e, chunk, cols, out);
-  } else {
-    expand_dense(&e, chunk, cols, out);
-    e.add = true;
-    if (kind == QUANT_TWICE)
-      expand_dense(&e, chunk + quant_chunk_bytes(e.w, STRIP_DENSE), cols, out);
-  }
-}
-
-static void quant_expand(const struct quant_strips *w, int64_t strip, int64_t chunk, int64_t cols,
-                         int64_t width, float *out) {
-  const uint8_t *at = w->data + w->offset[strip];
-  for (int64_t r = w->first_run[strip], c = 0; cols > 0; r++) {
-    const int kind = w->runs[r].kind;
-    for (int64_t end = c + w->runs[r].chunks; c < end && cols > 0;
-         c++, at += quant_chunk_bytes(w, kind)) {
-      if (c < chunk) continue;
-      expand_chunk((struct expansion){w, strip, width, false}, kind, at,
-                   cols < QUANT_CHUNK_COLS ? cols : QUANT_CHUNK_COLS, out);
-      out += QUANT_CHUNK_COLS * width;
-      cols -= QUANT_CHUNK_COLS;
-    }
-  }
-}
+#include "kernel/cpu/quant_expand_body.h"
+#include "kernel/cpu/quant_round_body.h"
 
 static void fill_quant(struct kernel_table *table) {
   table->quant.round = quant_round;

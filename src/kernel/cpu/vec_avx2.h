@@ -220,5 +220,19 @@ INLINE vf vf_broadcast4(const float *p) {
   return _mm256_broadcast_ps((const __m128 *)(const void *)p);
 }
 INLINE vf vf_pick4(vf fours, vi index) { return _mm256_permutevar_ps(fours, index); }
+/* The same in two steps, for an index that is used again and again: Zen's multiply-adds get on
+ * better with byte shuffles than with vpermilps. */
+INLINE vi vi_pick_index(vi code) {
+  const vi four = _mm256_mullo_epi32(vi_and(code, vi_set(3)), vi_set(0x04040404));
+  return vi_or(four, vi_set(0x03020100));
+}
+/* Loaded once, rather than by each operation that uses it. */
+INLINE vi vi_held(vi x) {
+  __asm__("" : "+x"(x));
+  return x;
+}
+INLINE vf vf_pick_at(vf fours, vi index) {
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_castps_si256(fours), index));
+}
 
 #endif

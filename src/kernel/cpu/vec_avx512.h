@@ -208,5 +208,9 @@ INLINE void vf_load_pairs(enum dtype dtype, const void *p, vf *low, vf *high) {
 /* Four floats again and again, and the one of each lane's four that the low two bits name. */
 INLINE vf vf_broadcast4(const float *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
 INLINE vf vf_pick4(vf fours, vi index) { return _mm512_permutevar_ps(fours, index); }
+/* The same in two steps, as the others have it. */
+INLINE vi vi_pick_index(vi code) { return code; }
+INLINE vi vi_held(vi x) { return x; }
+INLINE vf vf_pick_at(vf fours, vi index) { return vf_pick4(fours, index); }
 
 #endif

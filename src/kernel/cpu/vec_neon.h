@@ -301,13 +301,19 @@ INLINE void vf_load_pairs(enum dtype dtype, const void *p, vf *low, vf *high) {
 }
 /* Four floats again and again, and the one of each lane's four that the low two bits name. */
 INLINE vf vf_broadcast4(const float *p) { return (vf){vld1q_f32(p), vld1q_f32(p)}; }
-INLINE float32x4_t pick4(float32x4_t four, int32x4_t index) {
-  int32x4_t at = vandq_s32(index, vdupq_n_s32(3));
-  at = vmlaq_s32(vdupq_n_s32(0x03020100), at, vdupq_n_s32(0x04040404));
-  return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(four), vreinterpretq_u8_s32(at)));
+/* In two steps, for an index that is used again and again. */
+INLINE int32x4_t pick4_index(int32x4_t code) {
+  return vmlaq_s32(vdupq_n_s32(0x03020100), vandq_s32(code, vdupq_n_s32(3)),
+                   vdupq_n_s32(0x04040404));
 }
-INLINE vf vf_pick4(vf fours, vi index) {
-  return (vf){pick4(fours.low, index.low), pick4(fours.high, index.high)};
+INLINE float32x4_t pick4_at(float32x4_t four, int32x4_t index) {
+  return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(four), vreinterpretq_u8_s32(index)));
 }
+INLINE vi vi_pick_index(vi code) { return (vi){pick4_index(code.low), pick4_index(code.high)}; }
+INLINE vi vi_held(vi x) { return x; }
+INLINE vf vf_pick_at(vf fours, vi index) {
+  return (vf){pick4_at(fours.low, index.low), pick4_at(fours.high, index.high)};
+}
+INLINE vf vf_pick4(vf fours, vi code) { return vf_pick_at(fours, vi_pick_index(code)); }
 
 #endif
