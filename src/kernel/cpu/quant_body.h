@@ -56,7 +56,7 @@ struct stretch {
 
 /* --- dense groups: both halves of a line meet what is loaded of the activations --- */
 
-/* Four columns from `near` on of every token, which lie `near_step` bytes apart. */
+/* Four columns, from `near` on, of every token. */
 INLINE void meet_four(bool wide, const int tokens, const vi w[HALVES], const int8_t *near,
                       vi sum[TOKENS_MOST][HALVES]) {
 #pragma GCC unroll 8
@@ -126,52 +126,54 @@ INLINE vi set_base(int set) { return vi_set(set % 2 ? 0x0c0c0808 : 0x04040000); 
 
 struct sparse_sums {
   vi sum[TOKENS_MOST], kept[TOKENS_MOST]; /* products; activations that are kept */
+  vi extra; /* what 128 more in every activation adds to a token's sum: the same for all */
 };
 
 INLINE void meet_set(enum form form, vi w, vi index, vi sixteen, int t, struct sparse_sums *s) {
   const vi picked = dot_pick(sixteen, index);
-  s->sum[t] =
-      form == FORM_I8 ? wide_kept_dot(s->sum[t], w, picked) : narrow_kept_dot(s->sum[t], w, picked);
-  if (form == FORM_I4_MINS) s->kept[t] = narrow_kept_dot(s->kept[t], dot_bytes(1), picked);
+  if (form == FORM_I8) s->sum[t] = wide_kept_dot(s->sum[t], w, picked);
+  if (form == FORM_I4) s->sum[t] = narrow_kept_dot(s->sum[t], w, picked);
+  if (form != FORM_I4_MINS) return;
+  s->sum[t] = narrow_dot(s->sum[t], w, picked);
+  s->kept[t] = narrow_dot(s->kept[t], dot_bytes(1), picked);
 }
 
-/* Where activations are raised by 128, what that adds to every token's sum is found once. lines:
- * those of this half. */
-INLINE vi raised_extra(enum form form, const uint8_t *lines) {
-  vi sum = vi_set(0);
-  for (int i = 0; i < (form == FORM_I8 ? QUANT_SETS : QUANT_SETS / 2); i++) {
-    const vi line = dot_load(lines + (1 + i) * STRIP_LINE_BYTES);
-    if (form == FORM_I8)
-      sum = raised_sum(sum, line);
-    else
-      sum = raised_sum(raised_sum(sum, kept_low(line)), kept_high(line));
+/* Whether activations are taken plus 128. With minimums integers are not signed: the activations
+ * are. */
+INLINE bool is_raised(enum form form) {
+  return form == FORM_I8 ? WIDE_RAISED : form == FORM_I4 ? NARROW_RAISED : false;
+}
+
+/* Two sets of kept integers from a line of nibbles. */
+INLINE void unpack_sets(enum form form, vi line, vi w[2]) {
+  if (form == FORM_I4) {
+    w[0] = kept_low(line), w[1] = kept_high(line);
+    return;
   }
-  return raised_total(sum);
+  line = vi_xor(line, dot_bytes(0x88)); /* 8 more */
+  w[0] = vi_and(line, dot_bytes(15)), w[1] = vi_and(vi_shr(line, 4), dot_bytes(15));
 }
 
-/* Ones, raised, count as 128 for each of the sixteen kept weights, and are taken off likewise. */
 INLINE void sparse_lines(enum form form, const int tokens, const uint8_t *lines,
                          const struct quant_x *x, int g, struct sparse_sums *s) {
-  const bool raised = form == FORM_I8 ? WIDE_RAISED : NARROW_RAISED;
-  const uint8_t *from = (raised ? x->raised : (const uint8_t *)x->near) + g * QUANT_GROUP;
-  const int32_t kept_start = raised ? -128 * QUANT_GROUP / 2 : 0;
+  const uint8_t *from = (is_raised(form) ? x->raised : (const uint8_t *)x->near) + g * QUANT_GROUP;
 #pragma GCC unroll 8
-  for (int t = 0; t < tokens; t++)
-    s->sum[t] = narrow_start(0), s->kept[t] = narrow_start(kept_start);
+  for (int t = 0; t < tokens; t++) s->sum[t] = s->kept[t] = narrow_start(0);
+  s->extra = vi_set(0);
   vi code = dot_load(lines);
   for (int twice = turns(tokens, QUANT_SETS / 2); twice > 0; twice--, from += QUANT_GROUP / 2) {
     vi w[2];
     lines += STRIP_LINE_BYTES;
-    w[0] = dot_load(lines);
     if (form == FORM_I8) {
+      w[0] = dot_load(lines);
       lines += STRIP_LINE_BYTES;
       w[1] = dot_load(lines);
     } else {
-      w[1] = kept_high(w[0]);
-      w[0] = kept_low(w[0]);
+      unpack_sets(form, dot_load(lines), w);
     }
     const vi index[2] = {dot_index(code, set_base(0)), dot_index(vi_shr(code, 2), set_base(1))};
     code = vi_shr(code, 4);
+    if (is_raised(form)) s->extra = raised_sum(raised_sum(s->extra, w[0]), w[1]);
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) {
       const vi sixteen = dot_sixteen(from + (size_t)t * sizeof *x);
@@ -183,31 +185,23 @@ INLINE void sparse_lines(enum form form, const int tokens, const uint8_t *lines,
 
 INLINE void sparse_group(enum form form, const int tokens, bool by_row, const uint8_t *chunk,
                          const uint8_t *lines, const struct quant_x *x, int g, float *sums) {
-  const bool raised = form == FORM_I8 ? WIDE_RAISED : NARROW_RAISED;
-  const bool times_16 = form != FORM_I8 && KEPT_TIMES_16;
-  const int32_t kept_start = raised ? -128 * QUANT_GROUP / 2 : 0;
+  const bool times_16 = form == FORM_I4 && KEPT_TIMES_16;
   for (int p = 0; p < (form == FORM_I8 ? 5 : 3); p++)
     __builtin_prefetch(lines + p * STRIP_LINE_BYTES + AHEAD_BYTES);
   const int halves = turns(tokens, HALVES);
   for (int h = 0; h < halves; h++) {
     const struct scales s = load_scales(form, by_row, chunk, g, h);
-    /* with minimums an integer counts from 0, not from 8 */
-    const vf min = vf_fma(vf_set(8.0f), s.scale, s.min);
     struct sparse_sums of;
     sparse_lines(form, tokens, lines + 4 * h * VL, x, g, &of);
-    const vi extra = raised ? raised_extra(form, lines + 4 * h * VL) : vi_set(0);
+    const vi extra = is_raised(form) ? raised_total(of.extra) : vi_set(0);
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) {
       float *to = sums + t * STRIP_ROWS + h * VL;
-      vi total = form == FORM_I8 ? of.sum[t] : narrow_total(of.sum[t], 0);
-      if (raised) total = vi_sub(total, extra);
+      const vi sum = form == FORM_I8 ? of.sum[t] : narrow_total(of.sum[t], 0);
+      vf all = vf_mul(vf_of_int(is_raised(form) ? vi_sub(sum, extra) : sum), s.scale);
+      if (form == FORM_I4_MINS) all = vf_fma(vf_of_int(narrow_total(of.kept[t], 0)), s.min, all);
       const float scale = times_16 ? x[t].scale_16th[g] : x[t].scale[g];
-      vf all = vf_fma(vf_mul(vf_of_int(total), vf_set(scale)), s.scale, vf_load(to));
-      if (form == FORM_I4_MINS) {
-        const vf count = vf_of_int(narrow_total(of.kept[t], kept_start));
-        all = vf_fma(vf_mul(count, vf_set(x[t].scale[g])), min, all);
-      }
-      vf_store(to, all);
+      vf_store(to, vf_fma(all, vf_set(scale), vf_load(to)));
     }
   }
 }
