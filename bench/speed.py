@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Decode and prefill speed of this machine, into a ledger (docs/BENCH.md says what is measured).
 
-usage: speed.py [FOLDER] [--peers] [--quick] [--csv results/speed.csv]
+usage: speed.py [FOLDER] [--peers] [--quick] [--dtype bf16,int8,int4] [--only synthetic|demo]
+                [--csv results/speed.csv]
 
-Measures synthetic models (llama2-7b and qwen2.5-0.5b, dense and at four densities), then the demo's
-model in FOLDER (tools/demo_data.py puts it there) as bf16, dense and hybrid at 45 %, with --peers
-against llama.cpp and PyTorch; PYTHON names the interpreter that has them. --quick takes fewer
-batches and shorter runs. TSR_ISA lowers the instruction set, as everywhere.
+Measures synthetic models (llama2-7b and qwen2.5-0.5b, dense and at four densities) in each of the
+types, then the demo's model in FOLDER (tools/demo_data.py puts it there) as bf16, dense and hybrid
+at 45 %, with --peers against llama.cpp and PyTorch; PYTHON names the interpreter that has them.
+--quick takes fewer batches and shorter runs: minutes rather than an hour. TSR_ISA lowers the
+instruction set, as everywhere. A row of the ledger is replaced when the same is measured again on
+the same machine with the same instruction set and threads; all others stay.
 """
 import argparse
 import csv
@@ -33,8 +36,32 @@ def tessera(*arguments):
     subprocess.run([TESSERA, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
+KEY = [field for field in FIELDS[2:11] if field != "tokens_per_s"]
+
+
+def key_of(row):
+    """What a row is about: where it was measured, on what, and by whom."""
+    return tuple(str(row.get(field) or "") for field in KEY) + ((row["peer"] or "").split(" ")[0],)
+
+
+def write(csv_path, rows):
+    """Puts rows in the place of those about the same, or behind the others."""
+    kept = []
+    if os.path.exists(csv_path):
+        with open(csv_path, newline="") as file:
+            kept = list(csv.DictReader(file))
+    new = {key_of(row): row for row in rows}
+    rows = [new.pop(key_of(row), row) for row in kept]
+    rows += new.values()
+    with open(csv_path + ".part", "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(csv_path + ".part", csv_path)
+
+
 def bench(csv_path, *arguments):
-    """Runs the program, whose table goes to the terminal, and appends what it measured."""
+    """Runs the program, whose table goes to the terminal, and keeps what it measured."""
     with tempfile.NamedTemporaryFile(suffix=".json") as output:
         subprocess.run([TESSERA, "bench", *arguments, "--force", "--json", output.name], check=True)
         with open(output.name) as file:  # the program replaced the file that `output` has open
@@ -44,14 +71,9 @@ def bench(csv_path, *arguments):
     rows = result["rows"] + [{"form": "dense", "density": 1, **row,
                               "peer": f"{row['peer']} {row['version']}"}
                              for row in result["peers"]]
-    new = not os.path.exists(csv_path)
-    with open(csv_path, "a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for row in rows:
-            row["model"] = os.path.basename(row["model"])
-            writer.writerow(about | {key: plain(key, value) for key, value in row.items()})
+    for row in rows:
+        row["model"] = os.path.basename(row["model"])
+    write(csv_path, [about | {key: plain(key, row.get(key)) for key in FIELDS[5:]} for row in rows])
 
 
 def plain(key, value):
@@ -77,11 +99,18 @@ def main():
     parser.add_argument("folder", nargs="?", default="tessera-demo")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--dtype", default="bf16,int8,int4")
+    parser.add_argument("--only", choices=["synthetic", "demo"])
     parser.add_argument("--csv", default="results/speed.csv")
     arguments = parser.parse_args()
-    short = ["--decode", "1,8", "--prefill", "128", "--seconds", "0.3"] if arguments.quick else []
-    for name, layers in SYNTHETIC:
-        bench(arguments.csv, "--synthetic", name, "--layers", str(layers), *short)
+    short = ["--decode", "1,8", "--prefill", "128", "--seconds", "0.3", "--rounds", "3"]
+    short = short if arguments.quick else []
+    for dtype in arguments.dtype.split(",") if arguments.only != "demo" else []:
+        for name, layers in SYNTHETIC:
+            bench(arguments.csv, "--synthetic", name, "--layers", str(layers), "--dtype", dtype,
+                  *short)
+    if arguments.only == "synthetic":
+        return
     with tempfile.TemporaryDirectory() as work:
         models = make_models(arguments.folder, work)
         bench(arguments.csv, *models, *short, *(["--peers"] if arguments.peers else []))
