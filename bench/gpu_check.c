@@ -130,8 +130,8 @@ static void run_on_card(struct gpu *gpu, const struct product_test *t,
   void *bias_card = to_card(gpu, bias, (size_t)t->rows * 2);
   void *residual_card = to_card(gpu, residual, y_bytes), *y_card;
   gpu_must(gpu_alloc(gpu, y_bytes, &y_card, &err), &err);
-  const struct gpu_operands operands = {x_card,    x_stride,     y_card, (uint64_t)t->rows,
-                                        bias_card, residual_card};
+  const struct gpu_operands operands = {x_card,    x_stride,      y_card, (uint64_t)t->rows,
+                                        bias_card, residual_card, NULL};
   for (int run = 0; run < 2; run++) {
     gpu_must(gpu_zero(gpu, y_card, y_bytes, &err), &err);
     gpu_must(gpu_product_run(gpu, &p, &operands, &err), &err);

@@ -107,7 +107,7 @@ static double check(struct gpu *gpu, const struct fragment_matrix *gate,
   gpu_must(gpu_alloc(gpu, x_count * 2, &x_card, &err), &err);
   gpu_must(gpu_upload(gpu, x_card, x, x_count * 2, &err), &err);
   gpu_must(gpu_alloc(gpu, y_bytes, &y_card, &err), &err);
-  const struct gpu_operands operands = {x_card, X_STRIDE, y_card, ROWS, NULL, NULL};
+  const struct gpu_operands operands = {x_card, X_STRIDE, y_card, ROWS, NULL, NULL, NULL};
   for (int run = 0; run < 2; run++) {
     gpu_must(gpu_zero(gpu, y_card, y_bytes, &err), &err);
     gpu_must(gpu_product_run(gpu, &p, &operands, &err), &err);
@@ -163,8 +163,9 @@ int gpu_check_forms(const struct gpu_run *run, FILE *ledger) {
     }
     const int count = gpu_variants(run->gpu, gate.form, gate.strips, 300, prefill);
     for (int k = 0; k < count; k++)
-      if (prefill[k].cluster || prefill[k].tall)
-        failures += check_row(&c, false, k % 2 ? 300 : 77, prefill[k]);
+      for (int pair = 0; pair < 2; pair++)
+        if (prefill[k].tall || prefill[k].cluster > (pair ? 1 : 0))
+          failures += check_row(&c, pair, k % 2 ? 300 : 77, prefill[k]);
     fragment_release(&gate);
     fragment_release(&up);
   }

@@ -122,8 +122,8 @@ struct contest {
 static void run_once(struct contest *c, bool ours, int copy, int algorithm) {
   struct error err = {0};
   if (ours) {
-    const struct gpu_operands operands = {c->x, (uint64_t)c->cols, c->y, (uint64_t)c->rows, NULL,
-                                          NULL};
+    const struct gpu_operands operands = {
+        c->x, (uint64_t)c->cols, c->y, (uint64_t)c->rows, NULL, NULL, NULL};
     gpu_must(gpu_product_run(c->run->gpu, &c->products[copy], &operands, &err), &err);
     return;
   }

@@ -37,7 +37,7 @@ int main(int argc, char **argv) {
            (stages - 1) * fragment_step_bytes(form, true));                                       \
   }
   QUANT_KERNELS(QUANT_ROW)
-#define TALL_ROW(of, name, tokens)                                                                \
+#define TALL_ROW(of, pair, name, tokens)                                                          \
   {                                                                                               \
     const struct fragment_form form = {FRAGMENT_##of, FRAGMENT_##of != FRAGMENT_BF16, false};     \
     const uint32_t stages = tall_stages(form.kind, tokens, limit);                                \
@@ -46,12 +46,12 @@ int main(int argc, char **argv) {
            (stages - 1) * TALL_STRIPS * fragment_step_bytes(form, true));                         \
   }
   TALL_KERNELS(TALL_ROW)
-#define CLUSTER_ROW(of, name, tokens)                                                             \
+#define CLUSTER_ROW(of, pair, name, tokens)                                                       \
   {                                                                                               \
     const struct fragment_form form = {FRAGMENT_##of, FRAGMENT_##of != FRAGMENT_BF16, false};     \
-    const uint32_t stages = cluster_stages(form.kind, tokens, limit);                             \
+    const uint32_t stages = cluster_stages(form.kind, pair, tokens, limit);                       \
     printf("%s %d %u %u %u\n", #name, CLUSTER_THREADS, stages,                                    \
-           cluster_shared_bytes(form.kind, tokens, stages),                                       \
+           cluster_shared_bytes(form.kind, pair, tokens, stages),                                 \
            (stages - 1) * fragment_step_bytes(form, true));                                       \
   }
   CLUSTER_KERNELS(CLUSTER_ROW)
@@ -103,7 +103,7 @@ echo "$cards" | while read -r card shared warps blocks; do
     }' "$work/shapes.txt" "$work/log" | sort -t, -k2,2V >>"$out"
 done
 awk -F, 'NR > 1 && ($5 > 0 || $8 < 1) { print "does not fit or spills: " $0; bad = 1 }
-  NR > 1 { n++ } END { if (n != 71) { print n + 0 " kernels compiled, 71 expected"; bad = 1 } exit bad }' \
+  NR > 1 { n++ } END { if (n != 86) { print n + 0 " kernels compiled, 86 expected"; bad = 1 } exit bad }' \
   "$out" >&2
 cp "$out" results/cuda_kernels.csv
 column -s, -t results/cuda_kernels.csv 2>/dev/null || cat results/cuda_kernels.csv

@@ -16,14 +16,15 @@ static inline void cluster_case_fill(struct cluster_case *c, struct product_shap
                                      uint32_t cluster) {
   struct error err = {0};
   const struct product_costs costs = {9, 16};
-  const struct fragment_matrix *f = &c->product.fragments;
+  struct product_case *p = &c->product;
+  const struct fragment_matrix *f = &p->fragments;
   const size_t places = (size_t)(fragment_order_strips(f) * f->tiles_per_strip);
   c->order = test_malloc(places * sizeof *c->order);
   must(fragment_order(f, c->order, &err), err);
-  must(product_plan_make_clusters(&c->plan, f, c->order, shape.tokens, shape.panel_tokens,
-                                  shape.blocks, cluster, costs, &err),
+  must((p->activation ? product_plan_make_pair_clusters : product_plan_make_clusters)(
+           &c->plan, f, c->order, shape.tokens, shape.panel_tokens, shape.blocks, cluster, costs,
+           &err),
        err);
-  struct product_case *p = &c->product;
   const size_t slots = product_plan_slot_bytes(&c->plan),
                counters = product_plan_counters(&c->plan) * sizeof *p->counters;
   p->partials = realloc(p->partials, slots + 1);
@@ -47,7 +48,8 @@ static inline void cluster_case_fill(struct cluster_case *c, struct product_shap
       .blocks = shape.blocks * cluster,
       .cluster = cluster,
       .threads = CLUSTER_THREADS,
-      .shared_bytes = cluster_shared_bytes(f->form.kind, shape.panel_tokens, shape.stages),
+      .shared_bytes = cluster_shared_bytes(f->form.kind, p->activation != PAIR_NONE,
+                                           shape.panel_tokens, shape.stages),
   };
   struct simt_launch *launch = &c->launch;
   const size_t y_bytes = shape.tokens * p->args.y_stride * 2;
@@ -58,7 +60,7 @@ static inline void cluster_case_fill(struct cluster_case *c, struct product_shap
               false);
   simt_buffer(launch, p->x, shape.tokens * p->args.x_stride * 2, false);
   simt_buffer(launch, p->y, y_bytes, true);
-  simt_buffer(launch, p->bias, (size_t)shape.rows * 2, false);
+  simt_buffer(launch, p->bias, (size_t)shape.rows * (p->activation ? 4 : 2), false);
   simt_buffer(launch, f->row_scales, p->args.scaled_rows * sizeof *f->row_scales, false);
   simt_buffer(launch, p->residual, y_bytes, false);
   simt_buffer(launch, p->partials, slots, true);
@@ -77,6 +79,18 @@ static inline void cluster_case_make_quant(struct cluster_case *c, struct produc
                                            int64_t tile, uint64_t seed) {
   product_case_make_quant(&c->product, shape, form, tile, seed);
   c->product.rounds_weights = form->group > 0;
+  cluster_case_fill(c, shape, cluster);
+}
+
+/* A pair, of integers where `form` is not NULL. */
+static inline void cluster_case_make_pair(struct cluster_case *c, struct product_shape shape,
+                                          uint32_t cluster, const struct quant_form *form,
+                                          enum product_pair activation, uint64_t seed) {
+  if (form)
+    product_case_make_quant_pair(&c->product, shape, form, activation, seed);
+  else
+    product_case_make_pair(&c->product, shape, activation, seed);
+  c->product.rounds_weights = form && form->group > 0;
   cluster_case_fill(c, shape, cluster);
 }
 

@@ -20,8 +20,9 @@ struct product_shape {
 struct product_case {
   struct product_shape shape;
   struct hybrid_case hybrid;
-  struct quant_case quant; /* in place of hybrid, where `form` is not NULL */
-  struct hybrid_case up;   /* the second of a pair, whose gate is hybrid */
+  struct quant_case quant;    /* in place of hybrid, where `form` is not NULL */
+  struct hybrid_case up;      /* the second of a pair, whose gate is hybrid */
+  struct quant_case up_quant; /* of a pair of integers */
   const struct quant_form *form;
   bool rounds_weights;          /* prefill rounds the weights of integers to bf16, once */
   enum product_pair activation; /* of a pair */
@@ -158,10 +159,28 @@ static inline void product_case_make_pair(struct product_case *c, struct product
   product_case_fill(c, seed);
 }
 
+static inline void product_case_make_quant_pair(struct product_case *c, struct product_shape shape,
+                                                const struct quant_form *form,
+                                                enum product_pair activation, uint64_t seed) {
+  struct error err = {0};
+  struct fragment_matrix gate, up;
+  simt_need_fibers();
+  *c = (struct product_case){.shape = shape, .form = form, .activation = activation};
+  quant_case_make(&c->quant, form, shape.rows, shape.cols, 128, shape.dense_share, seed);
+  quant_case_make(&c->up_quant, form, shape.rows, shape.cols, 128, shape.dense_share, seed + 9);
+  must(fragment_pack_quant(&gate, &c->quant.owned.matrix, &err), err);
+  must(fragment_pack_quant(&up, &c->up_quant.owned.matrix, &err), err);
+  must(fragment_join(&c->fragments, &gate, &up, &err), err);
+  fragment_release(&gate);
+  fragment_release(&up);
+  product_case_fill(c, seed);
+}
+
 static void product_case_free(struct product_case *c) {
   if (c->hybrid.map) hybrid_case_free(&c->hybrid);
   if (c->up.map) hybrid_case_free(&c->up);
   if (c->form) quant_case_free(&c->quant);
+  if (c->form && c->activation) quant_case_free(&c->up_quant);
   fragment_release(&c->fragments);
   product_plan_release(&c->plan);
   free(c->x);
@@ -185,6 +204,17 @@ static double product_case_dot(const struct product_case *c, const float *w, uin
   return sum;
 }
 
+/* A row as the kernels see it. */
+static void product_case_row(const struct product_case *c, const struct quant_matrix *quant,
+                             const struct hybrid_matrix *hybrid, int64_t row, float *out) {
+  if (quant)
+    quant_row(quant, row, out);
+  else
+    hybrid_row(hybrid, row, out);
+  for (int64_t k = 0; k < c->shape.cols && c->rounds_weights; k++)
+    out[k] = bf16_to_f32(bf16_from_f32(out[k]));
+}
+
 static double activate(enum product_pair activation, double x) {
   if (activation == PAIR_SILU) return x / (1 + exp(-x));
   return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
@@ -199,13 +229,9 @@ static int64_t product_case_count_wrong(const struct product_case *c, const uint
   float *up = test_malloc((size_t)s->cols * sizeof *up);
   int64_t wrong = 0;
   for (int64_t row = 0; row < s->rows; row++) {
-    if (c->form)
-      quant_row(&c->quant.owned.matrix, row, w);
-    else
-      hybrid_row(&c->hybrid.h, row, w);
-    for (int64_t k = 0; k < s->cols && c->rounds_weights; k++)
-      w[k] = bf16_to_f32(bf16_from_f32(w[k]));
-    if (c->activation) hybrid_row(&c->up.h, row, up);
+    product_case_row(c, c->form ? &c->quant.owned.matrix : NULL, &c->hybrid.h, row, w);
+    if (c->activation)
+      product_case_row(c, c->form ? &c->up_quant.owned.matrix : NULL, &c->up.h, row, up);
     for (uint32_t t = 0; t < s->tokens; t++) {
       double size, up_size;
       const uint64_t at = t * c->args.y_stride + (uint64_t)row;

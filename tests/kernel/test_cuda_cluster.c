@@ -9,12 +9,13 @@
 #include "support/simt_internal.h"
 
 static void run_well(struct cluster_case *c, uint32_t order, struct simt_report *report) {
-  static void (*const kernels[][2])(const void *) = {
-#define CLUSTER_ENTRY(kind, name, tokens) [FRAGMENT_##kind][(tokens) / 256] = name,
+  static void (*const kernels[2][3][2])(const void *) = {
+#define CLUSTER_ENTRY(kind, pair, name, tokens) [pair][FRAGMENT_##kind][(tokens) / 256] = name,
       CLUSTER_KERNELS(CLUSTER_ENTRY)};
+  const struct product_case *p = &c->product;
   const int64_t wrong = cluster_case_run(
-      c, kernels[c->product.fragments.form.kind][c->product.shape.panel_tokens / 256], order,
-      report);
+      c, kernels[p->activation != PAIR_NONE][p->fragments.form.kind][p->shape.panel_tokens / 256],
+      order, report);
   if (report->failed) fail_msg("%s", report->text);
   assert_int_equal(wrong, 0);
   assert_int_equal(report->bank_conflicts, 0);
@@ -59,6 +60,31 @@ static void integers_match_fp64(void **state) {
     struct simt_report report;
     cluster_case_make_quant(&c, shapes[i % 2], 1u << i % 3, &quant_forms[i / 2], i % 5 ? 128 : 0,
                             i);
+    run_well(&c, (uint32_t)i, &report);
+    cluster_case_free(&c);
+  }
+}
+
+static void pairs_match_fp64(void **state) {
+  (void)state;
+  /* The last has more clusters than outputs: every sum is shared. */
+  static const struct {
+    struct product_shape shape;
+    uint32_t cluster;
+    const struct quant_form *form;
+  } cases[] = {
+      {{300, 390, 0.5, 70, 128, 1, 3, true, false}, 2, NULL},
+      {{300, 260, 0.4, 300, 256, 2, 2, false, false}, 4, NULL},
+      {{200, 777, 0.5, 140, 128, 7, 3, true, false}, 4, NULL},
+      {{140, 260, 0.5, 130, 128, 1, 4, true, false}, 2, &quant_forms[0]},
+      {{140, 260, 0.5, 130, 256, 2, 2, false, false}, 4, &quant_forms[4]},
+      {{1, 7, 0.5, 65, 128, 5, 2, true, false}, 2, &quant_forms[1]},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_pair(&c, cases[i].shape, cases[i].cluster, cases[i].form,
+                           i % 2 ? PAIR_SILU : PAIR_GELU_TANH, i);
     run_well(&c, (uint32_t)i, &report);
     cluster_case_free(&c);
   }
@@ -273,6 +299,15 @@ static void plans_cover_every_column_evenly(void **state) {
 #include "kernel/cuda_cluster_mutant.h"
 #pragma pop_macro("wgmma_wait")
 
+/* Reads what up's group has not written yet. */
+#pragma push_macro("group_barrier")
+#undef group_barrier
+#define group_barrier(id, threads) ((void)0)
+#define PRODUCT_PAIR 1
+#define PRODUCT_NAME exchanges_without_barrier
+#include "kernel/cuda_cluster_mutant.h"
+#pragma pop_macro("group_barrier")
+
 static void every_mutant_is_caught(void **state) {
   (void)state;
   static const struct {
@@ -314,12 +349,24 @@ static void every_mutant_is_caught(void **state) {
   cluster_case_run(&c, never_waits_with_integers, 0, &report);
   assert_true(report.failed);
   cluster_case_free(&c);
+  cluster_case_make_pair(&c, (struct product_shape){200, 300, 0.5, 70, 128, 1, 3, true, false}, 2,
+                         NULL, PAIR_SILU, 5);
+  cluster_case_run(&c, exchanges_without_barrier, 0, &report);
+  assert_true(report.failed && strstr(report.text, "shared memory at"));
+  cluster_case_free(&c);
+  /* Strips of up for those of the gate. */
+  cluster_case_make_pair(&c, (struct product_shape){200, 300, 0.5, 70, 128, 1, 3, true, false}, 2,
+                         NULL, PAIR_SILU, 5);
+  c.args.product.gate_strips = 1;
+  assert_true(cluster_case_run(&c, cluster_pair_128, 0, &report) > 0);
+  cluster_case_free(&c);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(products_match_fp64),
       cmocka_unit_test(integers_match_fp64),
+      cmocka_unit_test(pairs_match_fp64),
       cmocka_unit_test(bytes_are_those_of_the_model),
       cmocka_unit_test(any_order_gives_the_same_bits),
       cmocka_unit_test(plans_cover_every_column_evenly),

@@ -7,10 +7,12 @@
 #include "kernel/cuda_cluster.h"
 
 static void run_well(struct cluster_case *c, uint32_t order, struct simt_report *report) {
-  static void (*const kernels[])(const void *) = {
-#define TALL_ENTRY(kind, name, tokens) [FRAGMENT_##kind] = name,
+  static void (*const kernels[2][3])(const void *) = {
+#define TALL_ENTRY(kind, pair, name, tokens) [pair][FRAGMENT_##kind] = name,
       TALL_KERNELS(TALL_ENTRY)};
-  const int64_t wrong = cluster_case_run(c, kernels[c->product.fragments.form.kind], order, report);
+  const bool pair = c->product.activation != PAIR_NONE;
+  const int64_t wrong =
+      cluster_case_run(c, kernels[pair][c->product.fragments.form.kind], order, report);
   if (report->failed) fail_msg("%s", report->text);
   assert_int_equal(wrong, 0);
   assert_int_equal(report->bank_conflicts, 0);
@@ -48,6 +50,29 @@ static void integers_match_fp64(void **state) {
     struct simt_report report;
     cluster_case_make_quant(&c, shapes[i % 2], TALL_STRIPS, &quant_forms[i / 2], i % 3 ? 128 : 0,
                             i);
+    cluster_case_be_tall(&c);
+    run_well(&c, (uint32_t)i, &report);
+    cluster_case_free(&c);
+  }
+}
+
+static void pairs_match_fp64(void **state) {
+  (void)state;
+  static const struct {
+    struct product_shape shape;
+    const struct quant_form *form;
+  } cases[] = {
+      {{300, 390, 0.5, 70, 128, 1, 3, true, false}, NULL},
+      {{200, 777, 0.5, 140, 128, 7, 2, false, false}, NULL},
+      {{140, 260, 0.5, 130, 128, 2, 3, true, false}, &quant_forms[0]},
+      {{140, 390, 0.5, 130, 128, 3, 3, false, false}, &quant_forms[4]},
+      {{1, 7, 0.5, 65, 128, 1, 2, true, false}, &quant_forms[1]},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_pair(&c, cases[i].shape, TALL_STRIPS, cases[i].form,
+                           i % 2 ? PAIR_SILU : PAIR_GELU_TANH, i);
     cluster_case_be_tall(&c);
     run_well(&c, (uint32_t)i, &report);
     cluster_case_free(&c);
@@ -168,6 +193,14 @@ static void any_order_gives_the_same_bits(void **state) {
 #include "kernel/cuda_tall_mutant.h"
 #pragma pop_macro("multiply_add")
 
+/* Of a pair. */
+#pragma push_macro("exp_fast")
+#define exp_fast(x) exp_fast(-(x))
+#define PRODUCT_PAIR 1
+#define PRODUCT_NAME turns_the_activation_round
+#include "kernel/cuda_tall_mutant.h"
+#pragma pop_macro("exp_fast")
+
 static void every_mutant_of_integers_is_caught(void **state) {
   (void)state;
   static const struct quant_form i4 = {QUANT_I4, 32, true}, i8 = {QUANT_I8, 32, false};
@@ -191,6 +224,23 @@ static void every_mutant_of_integers_is_caught(void **state) {
     cluster_case_be_tall(&c);
     const int64_t wrong = cluster_case_run(&c, mutants[i].kernel, 0, &report);
     if (wrong <= 0) fail_msg("%s: %lld wrong; %s", mutants[i].name, (long long)wrong, report.text);
+    cluster_case_free(&c);
+  }
+}
+
+static void every_mutant_of_pairs_is_caught(void **state) {
+  (void)state;
+  for (int mistake = 0; mistake < 3; mistake++) {
+    struct cluster_case c;
+    struct simt_report report;
+    cluster_case_make_pair(&c, (struct product_shape){200, 300, 0.5, 70, 128, 1, 3, true, false},
+                           TALL_STRIPS, NULL, PAIR_SILU, 5);
+    cluster_case_be_tall(&c);
+    if (mistake == 1) c.args.product.activation = PAIR_GELU_TANH;
+    const size_t row = c.args.tiles_per_strip;
+    if (mistake == 2) memcpy(c.order, c.order + row, row * sizeof *c.order);
+    assert_true(
+        cluster_case_run(&c, mistake ? tall_pair_128 : turns_the_activation_round, 0, &report) > 0);
     cluster_case_free(&c);
   }
 }
@@ -228,10 +278,12 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(products_match_fp64),
       cmocka_unit_test(integers_match_fp64),
+      cmocka_unit_test(pairs_match_fp64),
       cmocka_unit_test(bytes_are_those_of_the_model),
       cmocka_unit_test(any_order_gives_the_same_bits),
       cmocka_unit_test(every_mutant_is_caught),
       cmocka_unit_test(every_mutant_of_integers_is_caught),
+      cmocka_unit_test(every_mutant_of_pairs_is_caught),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,14 +6,15 @@
 /* needs the vocabulary above */
 #include "kernel/cuda/cluster_kernels.h"
 #else
-#define KERNEL_TRAP(kind, name, tokens) \
+#define KERNEL_TRAP(kind, pair, name, tokens) \
   extern "C" __global__ void name(const __grid_constant__ cluster_args) { __trap(); }
 CLUSTER_KERNELS(KERNEL_TRAP)
 #endif
 
-extern "C" const void *cluster_kernel(enum fragment_kind of, uint32_t panel_tokens) {
-#define KERNEL_CASE(kind, name, tokens) \
-  if (of == FRAGMENT_##kind && panel_tokens == tokens) return (const void *)name;
+extern "C" const void *cluster_kernel(enum fragment_kind of, bool of_pair, uint32_t panel_tokens) {
+#define KERNEL_CASE(kind, pair, name, tokens)                              \
+  if (of == FRAGMENT_##kind && of_pair == (bool)(pair) && panel_tokens == tokens) \
+    return (const void *)name;
   CLUSTER_KERNELS(KERNEL_CASE)
   return nullptr;
 }

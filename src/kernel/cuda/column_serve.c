@@ -63,11 +63,12 @@ static enum status copy_matrix(struct gpu_matrix *m, const struct fragment_matri
   if (!status) status = copy(f->columns, tiles * sizeof *f->columns, &m->columns, err);
   if (!status && f->row_scales)
     status = copy(f->row_scales, strips * FRAGMENT_STRIP_ROWS * sizeof(float), &m->row_scales, err);
-  if (status || f->form.kind != FRAGMENT_BF16) return status;
-  m->host_order = mem_alloc(tiles, sizeof *m->host_order, err);
+  if (status) return status;
+  const size_t places = (size_t)(fragment_order_strips(f) * f->tiles_per_strip);
+  m->host_order = mem_alloc(places, sizeof *m->host_order, err);
   if (!m->host_order) return STATUS_FAILED;
   status = fragment_order(f, m->host_order, err);
-  return status ? status : copy(m->host_order, tiles * sizeof *m->host_order, &m->order, err);
+  return status ? status : copy(m->host_order, places * sizeof *m->host_order, &m->order, err);
 }
 
 static void weight_free(struct serve_weight *w) {

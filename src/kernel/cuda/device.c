@@ -147,9 +147,10 @@ static enum status upload_order(struct gpu *gpu, const struct fragment_matrix *f
                 : gpu_alloc_copy(gpu, m->host_order, tiles * sizeof *m->host_order, &m->order, err);
 }
 
-enum status gpu_matrix_upload(struct gpu *gpu, const struct fragment_matrix *f,
-                              struct gpu_matrix *out, struct error *err) {
-  struct gpu_matrix m = {.host = *f};
+static enum status upload_matrix(struct gpu *gpu, const struct fragment_matrix *f,
+                                 enum product_pair pair, struct gpu_matrix *out,
+                                 struct error *err) {
+  struct gpu_matrix m = {.host = *f, .pair = pair};
   const size_t strips = (size_t)f->strips, tiles = strips * (size_t)f->tiles_per_strip;
   m.host.columns = NULL;
   m.host.tiles = NULL;
@@ -173,17 +174,19 @@ enum status gpu_matrix_upload(struct gpu *gpu, const struct fragment_matrix *f,
   return status;
 }
 
+enum status gpu_matrix_upload(struct gpu *gpu, const struct fragment_matrix *f,
+                              struct gpu_matrix *out, struct error *err) {
+  return upload_matrix(gpu, f, PAIR_NONE, out, err);
+}
+
 enum status gpu_matrix_upload_pair(struct gpu *gpu, const struct fragment_matrix *gate,
                                    const struct fragment_matrix *up, enum product_pair activation,
                                    struct gpu_matrix *out, struct error *err) {
   struct fragment_matrix joined;
   enum status status = fragment_join(&joined, gate, up, err);
   if (status) return status;
-  status = gpu_matrix_upload(gpu, &joined, out, err);
-  if (!status) {
-    out->pair = activation;
-    out->rows = gate->rows;
-  }
+  status = upload_matrix(gpu, &joined, activation, out, err);
+  if (!status) out->rows = gate->rows;
   fragment_release(&joined);
   return status;
 }

@@ -52,8 +52,9 @@ struct gpu_matrix {
 };
 enum status gpu_matrix_upload(struct gpu *gpu, const struct fragment_matrix *f,
                               struct gpu_matrix *out, struct error *err);
-/* A pair of equal shape and form as one: y = f(x gate^T) * (x up^T). For decoding, in panels of
- * up to 64 tokens: all sums pass through the workspace. Bias: (2 rows). */
+/* A pair of equal shape and form as one: y = f(x gate^T) * (x up^T), at every batch. Decoding, in
+ * panels of up to 64 tokens, passes all sums through the workspace; prefill (clusters of 2 or 4, or
+ * two strips a block) makes the output in the block that has both sums. Bias: (2 rows). */
 enum status gpu_matrix_upload_pair(struct gpu *gpu, const struct fragment_matrix *gate,
                                    const struct fragment_matrix *up, enum product_pair activation,
                                    struct gpu_matrix *out, struct error *err);
@@ -70,6 +71,9 @@ struct gpu_variant {
 enum { GPU_VARIANTS_MAX = 12 };
 int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strips, uint32_t tokens,
                  struct gpu_variant out[GPU_VARIANTS_MAX]);
+/* The same for a matrix on the card, which may be a pair. */
+int gpu_matrix_variants(const struct gpu *gpu, const struct gpu_matrix *m, uint32_t tokens,
+                        struct gpu_variant out[GPU_VARIANTS_MAX]);
 /* "product_16", "tall_128", "cluster_256x4". */
 void gpu_variant_name(struct gpu_variant variant, char out[32]);
 bool gpu_variant_runs(const struct gpu *gpu, struct fragment_form form, struct gpu_variant variant);
@@ -83,8 +87,8 @@ struct gpu_product {
   enum fragment_kind kind;
   void *segments, *first_segment, *partials, *counters;
 };
-/* For `tokens` tokens, by the kernel `variant` (NULL: the first of gpu_variants). The matrix must
- * outlive the product. */
+/* For `tokens` tokens, by the kernel `variant` (NULL: the first of gpu_matrix_variants). The matrix
+ * must outlive the product. */
 enum status gpu_product_prepare(struct gpu *gpu, const struct gpu_matrix *m, uint32_t tokens,
                                 const struct gpu_variant *variant, struct gpu_product *out,
                                 struct error *err);

@@ -10,12 +10,14 @@
 /* How the kernel for panels of so many tokens runs on the card at hand, asked for once. */
 struct kernel_facts {
   enum fragment_kind kind; /* of the weights */
+  bool pair;
   uint32_t panel_tokens, threads, stages, shared_bytes;
   int blocks; /* on one multiprocessor; 0: does not run on this card */
 };
 enum { CLUSTER_SIZES = 3 /* 1, 2 and 4 blocks */ };
 struct cluster_facts {
   enum fragment_kind kind;
+  bool pair;
   uint32_t panel_tokens, stages, shared_bytes;
   int clusters[CLUSTER_SIZES]; /* that run at once; 0: not on this card */
 };

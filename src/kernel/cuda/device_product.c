@@ -8,22 +8,23 @@
  * NULL. */
 const void *product_kernel(uint32_t panel_tokens);
 const void *quant_kernel(uint32_t bits, uint32_t panel_tokens);
-const void *cluster_kernel(enum fragment_kind kind, uint32_t panel_tokens);
-const void *tall_kernel(enum fragment_kind kind, uint32_t panel_tokens);
+const void *cluster_kernel(enum fragment_kind kind, bool pair, uint32_t panel_tokens);
+const void *tall_kernel(enum fragment_kind kind, bool pair, uint32_t panel_tokens);
 
 /* --- what the card can run --- */
 
 static const struct kernel_facts known_kernels[GPU_KERNELS] = {
-#define KERNEL_ROW(tokens, threads) {FRAGMENT_BF16, tokens, threads, 0, 0, 0},
+#define KERNEL_ROW(tokens, threads) {FRAGMENT_BF16, false, tokens, threads, 0, 0, 0},
     PRODUCT_KERNELS(KERNEL_ROW)
-#define QUANT_ROW(bits, tokens) {(bits) == 8 ? FRAGMENT_I8 : FRAGMENT_I4, tokens, 256, 0, 0, 0},
+#define QUANT_ROW(bits, tokens) \
+  {(bits) == 8 ? FRAGMENT_I8 : FRAGMENT_I4, false, tokens, 256, 0, 0, 0},
         QUANT_KERNELS(QUANT_ROW)};
 static const struct cluster_facts known_cluster_kernels[GPU_CLUSTER_KERNELS] = {
-#define CLUSTER_ROW(kind, name, tokens) {FRAGMENT_##kind, tokens, 0, 0, {0}},
+#define CLUSTER_ROW(kind, pair, name, tokens) {FRAGMENT_##kind, pair, tokens, 0, 0, {0}},
     CLUSTER_KERNELS(CLUSTER_ROW)};
 
 static const struct kernel_facts known_tall_kernels[GPU_TALL_KERNELS] = {
-#define TALL_ROW(kind, name, tokens) {FRAGMENT_##kind, tokens, TALL_THREADS, 0, 0, 0},
+#define TALL_ROW(kind, pair, name, tokens) {FRAGMENT_##kind, pair, tokens, TALL_THREADS, 0, 0, 0},
     TALL_KERNELS(TALL_ROW)};
 
 static enum status allow_shared(const void *code, uint32_t bytes, struct error *err) {
@@ -84,11 +85,12 @@ static enum status find_encoder(struct gpu *gpu, struct error *err) {
 
 static enum status read_cluster_kernel(struct gpu *gpu, struct cluster_facts *kernel,
                                        struct error *err) {
-  const void *code = cluster_kernel(kernel->kind, kernel->panel_tokens);
-  kernel->stages =
-      cluster_stages(kernel->kind, kernel->panel_tokens, gpu->facts.block_shared_bytes);
+  const void *code = cluster_kernel(kernel->kind, kernel->pair, kernel->panel_tokens);
+  kernel->stages = cluster_stages(kernel->kind, kernel->pair, kernel->panel_tokens,
+                                  gpu->facts.block_shared_bytes);
   if (!code || !kernel->stages) return STATUS_OK;
-  kernel->shared_bytes = cluster_shared_bytes(kernel->kind, kernel->panel_tokens, kernel->stages);
+  kernel->shared_bytes =
+      cluster_shared_bytes(kernel->kind, kernel->pair, kernel->panel_tokens, kernel->stages);
   enum status status = allow_shared(code, kernel->shared_bytes, err);
   for (int size = 0; size < CLUSTER_SIZES && !status; size++) {
     cudaLaunchAttribute attribute;
@@ -125,8 +127,9 @@ enum status gpu_products_open(struct gpu *gpu, struct error *err) {
   for (int k = 0; k < GPU_TALL_KERNELS && gpu->facts.major < 9 && !status; k++) {
     struct kernel_facts *kernel = &gpu->tall_kernels[k];
     const uint32_t stages = tall_stages(kernel->kind, kernel->panel_tokens, most);
-    status = read_kernel(kernel, tall_kernel(kernel->kind, kernel->panel_tokens), stages,
-                         tall_shared_bytes(kernel->kind, kernel->panel_tokens, stages), err);
+    status =
+        read_kernel(kernel, tall_kernel(kernel->kind, kernel->pair, kernel->panel_tokens), stages,
+                    tall_shared_bytes(kernel->kind, kernel->panel_tokens, stages), err);
   }
   if (status) return status;
   return read_cluster_kernels(gpu, err);
@@ -145,10 +148,11 @@ static const struct kernel_facts *find_kernel(const struct gpu *gpu, enum fragme
 }
 
 static const struct kernel_facts *find_tall_kernel(const struct gpu *gpu, enum fragment_kind kind,
-                                                   uint32_t panel_tokens) {
+                                                   bool pair, uint32_t panel_tokens) {
   for (int k = 0; k < GPU_TALL_KERNELS; k++) {
     const struct kernel_facts *kernel = &gpu->tall_kernels[k];
-    if (kernel->kind == kind && kernel->panel_tokens == panel_tokens && kernel->blocks)
+    if (kernel->kind == kind && kernel->pair == pair && kernel->panel_tokens == panel_tokens &&
+        kernel->blocks)
       return kernel;
   }
   return NULL;
@@ -157,35 +161,52 @@ static const struct kernel_facts *find_tall_kernel(const struct gpu *gpu, enum f
 /* Clusters first, large ones before small ones: they ask the least of the second-level cache; then
  * two strips a block. Then the panel that holds all tokens or, when none does, the largest, and two
  * smaller ones, which waste less of the last panel. */
-int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strips, uint32_t tokens,
-                 struct gpu_variant out[GPU_VARIANTS_MAX]) {
+static int list_variants(const struct gpu *gpu, enum fragment_kind kind, bool pair, int64_t strips,
+                         uint32_t tokens, struct gpu_variant out[GPU_VARIANTS_MAX]) {
   int count = 0;
   for (int k = GPU_CLUSTER_KERNELS - 1; k >= 0 && tokens > 64; k--) {
     const struct cluster_facts *kernel = &gpu->cluster_kernels[k];
-    if (kernel->kind != form.kind || (kernel->panel_tokens > 128 && tokens <= 128)) continue;
-    for (int size = CLUSTER_SIZES - 1; size >= 0; size--)
+    if (kernel->kind != kind || kernel->pair != pair) continue;
+    if (kernel->panel_tokens > 128 && tokens <= 128) continue;
+    /* A pair's two halves are in one cluster. */
+    for (int size = CLUSTER_SIZES - 1; size >= (pair ? 1 : 0); size--)
       if (kernel->clusters[size] && strips >= 1 << size)
         out[count++] = (struct gpu_variant){kernel->panel_tokens, 1u << size, false};
   }
-  for (int k = 0; k < GPU_TALL_KERNELS && tokens > 64 && strips > 1; k++)
-    if (gpu->tall_kernels[k].kind == form.kind && gpu->tall_kernels[k].blocks)
-      out[count++] = (struct gpu_variant){gpu->tall_kernels[k].panel_tokens, 0, true};
+  for (int k = 0; k < GPU_TALL_KERNELS && tokens > 64 && strips > 1; k++) {
+    const struct kernel_facts *kernel = &gpu->tall_kernels[k];
+    if (kernel->kind == kind && kernel->pair == pair && kernel->blocks)
+      out[count++] = (struct gpu_variant){kernel->panel_tokens, 0, true};
+  }
   uint32_t panel = 8;
-  while (panel < tokens && find_kernel(gpu, form.kind, 2 * panel)) panel *= 2;
+  while (panel < tokens && find_kernel(gpu, kind, 2 * panel) &&
+         !(pair && 2 * panel > PRODUCT_PAIR_PANEL_MAX))
+    panel *= 2;
   for (int i = 0; i < 3 && panel >= 8; i++, panel /= 2)
-    if (find_kernel(gpu, form.kind, panel)) out[count++] = (struct gpu_variant){panel, 0, false};
+    if (find_kernel(gpu, kind, panel)) out[count++] = (struct gpu_variant){panel, 0, false};
   return count;
 }
 
+int gpu_variants(const struct gpu *gpu, struct fragment_form form, int64_t strips, uint32_t tokens,
+                 struct gpu_variant out[GPU_VARIANTS_MAX]) {
+  return list_variants(gpu, form.kind, false, strips, tokens, out);
+}
+
+int gpu_matrix_variants(const struct gpu *gpu, const struct gpu_matrix *m, uint32_t tokens,
+                        struct gpu_variant out[GPU_VARIANTS_MAX]) {
+  return list_variants(gpu, m->host.form.kind, m->pair != PAIR_NONE, m->host.strips, tokens, out);
+}
+
 static const struct cluster_facts *find_cluster_kernel(const struct gpu *gpu,
-                                                       enum fragment_kind kind,
+                                                       enum fragment_kind kind, bool pair,
                                                        struct gpu_variant variant, int *clusters) {
   for (int k = 0; k < GPU_CLUSTER_KERNELS; k++)
     for (int size = 0; size < CLUSTER_SIZES; size++) {
       const struct cluster_facts *kernel = &gpu->cluster_kernels[k];
       *clusters = kernel->clusters[size];
-      if (kernel->kind == kind && kernel->panel_tokens == variant.panel_tokens &&
-          variant.cluster == 1u << size && *clusters)
+      if (kernel->kind == kind && kernel->pair == pair &&
+          kernel->panel_tokens == variant.panel_tokens && variant.cluster == 1u << size &&
+          *clusters && !(pair && variant.cluster == 1))
         return kernel;
     }
   return NULL;
@@ -201,9 +222,9 @@ void gpu_variant_name(struct gpu_variant variant, char out[32]) {
 bool gpu_variant_runs(const struct gpu *gpu, struct fragment_form form,
                       struct gpu_variant variant) {
   int clusters;
-  if (variant.tall) return find_tall_kernel(gpu, form.kind, variant.panel_tokens) != NULL;
+  if (variant.tall) return find_tall_kernel(gpu, form.kind, false, variant.panel_tokens) != NULL;
   if (!variant.cluster) return find_kernel(gpu, form.kind, variant.panel_tokens) != NULL;
-  return find_cluster_kernel(gpu, form.kind, variant, &clusters) != NULL;
+  return find_cluster_kernel(gpu, form.kind, false, variant, &clusters) != NULL;
 }
 
 /* --- products --- */
@@ -220,27 +241,29 @@ static enum status plan_product(struct gpu *gpu, const struct gpu_matrix *m, uin
   const struct gpu_variant v = p->variant;
   const struct product_costs costs = costs_of(m->host.form, v.panel_tokens);
   int clusters;
-  const bool by_columns = (v.cluster || v.tall) && m->host_order && !m->pair;
+  const bool by_columns = v.cluster || v.tall, pair = m->pair != PAIR_NONE;
   const struct kernel_facts *kernel = NULL;
   if (by_columns && v.cluster) {
-    const struct cluster_facts *facts = find_cluster_kernel(gpu, m->host.form.kind, v, &clusters);
+    const struct cluster_facts *facts =
+        find_cluster_kernel(gpu, m->host.form.kind, pair, v, &clusters);
     if (!facts) goto unknown;
     p->args.product.stages = facts->stages;
-    return product_plan_make_clusters(&p->plan, &m->host, m->host_order, tokens, v.panel_tokens,
-                                      (uint32_t)clusters, v.cluster, costs, err);
+    return (pair ? product_plan_make_pair_clusters : product_plan_make_clusters)(
+        &p->plan, &m->host, m->host_order, tokens, v.panel_tokens, (uint32_t)clusters, v.cluster,
+        costs, err);
   }
   if (by_columns)
-    kernel = find_tall_kernel(gpu, m->host.form.kind, v.panel_tokens);
-  else if (!v.cluster && !v.tall && !(m->pair && v.panel_tokens > PRODUCT_PAIR_PANEL_MAX))
+    kernel = find_tall_kernel(gpu, m->host.form.kind, pair, v.panel_tokens);
+  else if (!(pair && v.panel_tokens > PRODUCT_PAIR_PANEL_MAX))
     kernel = find_kernel(gpu, m->host.form.kind, v.panel_tokens);
   if (!kernel) goto unknown;
   p->args.product.stages = kernel->stages;
   const uint32_t blocks = (uint32_t)(gpu->facts.multiprocessors * kernel->blocks);
   if (by_columns)
-    return product_plan_make_clusters(&p->plan, &m->host, m->host_order, tokens, v.panel_tokens,
-                                      blocks, TALL_STRIPS, costs, err);
-  return (m->pair ? product_plan_make_pair : product_plan_make)(&p->plan, &m->host, tokens,
-                                                                v.panel_tokens, blocks, costs, err);
+    return (pair ? product_plan_make_pair_clusters : product_plan_make_clusters)(
+        &p->plan, &m->host, m->host_order, tokens, v.panel_tokens, blocks, TALL_STRIPS, costs, err);
+  return (pair ? product_plan_make_pair : product_plan_make)(&p->plan, &m->host, tokens,
+                                                             v.panel_tokens, blocks, costs, err);
 unknown:
   return error_set(err, STATUS_USAGE,
                    "no kernel of this build takes panels of %u tokens in clusters of %u on %s; "
@@ -291,17 +314,12 @@ enum status gpu_product_prepare(struct gpu *gpu, const struct gpu_matrix *m, uin
                                 struct error *err) {
   struct gpu_variant known[GPU_VARIANTS_MAX];
   struct gpu_product p = {0};
-  int count = 0, first = 0;
-  if (!variant) count = gpu_variants(gpu, m->host.form, m->host.strips, tokens, known);
-  while (first < count && m->pair &&
-         (known[first].cluster || known[first].panel_tokens > PRODUCT_PAIR_PANEL_MAX))
-    first++;
-  if (!variant && first == count)
+  if (!variant && !gpu_matrix_variants(gpu, m, tokens, known))
     return error_set(err, STATUS_USAGE,
                      "this build has no kernels for %s; build with its architecture in "
                      "TSR_CUDA_ARCHITECTURES",
                      gpu->facts.name);
-  p.variant = variant ? *variant : known[first];
+  p.variant = variant ? *variant : known[0];
   p.kind = m->host.form.kind;
   enum status status = plan_product(gpu, m, tokens, &p, err);
   if (!status) status = upload_plan(gpu, &p, err);
@@ -322,6 +340,8 @@ void gpu_product_free(struct gpu *gpu, struct gpu_product *p) {
   product_plan_release(&p->plan);
   *p = (struct gpu_product){0};
 }
+
+static bool is_pair(const struct gpu_product *p) { return p->args.product.activation != PAIR_NONE; }
 
 #ifdef TSR_CUDA_SM90A
 /* The activations as the copy engine sees them: boxes of 64 columns and a block's share of a
@@ -350,7 +370,8 @@ static enum status encode_map(const struct gpu *gpu, const struct gpu_product *p
 static enum status run_clusters(struct gpu *gpu, const struct gpu_product *p,
                                 struct cluster_args *args, struct error *err) {
   int clusters;
-  const struct cluster_facts *kernel = find_cluster_kernel(gpu, p->kind, p->variant, &clusters);
+  const struct cluster_facts *kernel =
+      find_cluster_kernel(gpu, p->kind, is_pair(p), p->variant, &clusters);
   cudaLaunchAttribute attribute;
   void *parameters[] = {args};
   INVARIANT(kernel);
@@ -360,7 +381,8 @@ static enum status run_clusters(struct gpu *gpu, const struct gpu_product *p,
       cluster_launch(gpu, kernel, p->plan.blocks, args->cluster, &attribute);
   return gpu_check(
       err,
-      cudaLaunchKernelExC(&launch, cluster_kernel(p->kind, p->variant.panel_tokens), parameters),
+      cudaLaunchKernelExC(&launch, cluster_kernel(p->kind, is_pair(p), p->variant.panel_tokens),
+                          parameters),
       "start a hybrid product");
 }
 #else
@@ -386,12 +408,13 @@ enum status gpu_product_run(struct gpu *gpu, const struct gpu_product *p,
   const bool tall = p->variant.tall;
   const uint32_t panel = p->variant.panel_tokens;
   const struct kernel_facts *kernel =
-      tall ? find_tall_kernel(gpu, p->kind, panel) : find_kernel(gpu, p->kind, panel);
+      tall ? find_tall_kernel(gpu, p->kind, is_pair(p), panel) : find_kernel(gpu, p->kind, panel);
   void *parameters[] = {tall ? (void *)&args : (void *)&args.product};
   INVARIANT(kernel);
-  return gpu_check(err,
-                   cudaLaunchKernel(tall ? tall_kernel(p->kind, panel) : kernel_code(kernel),
-                                    (dim3){p->plan.blocks, 1, 1}, (dim3){kernel->threads, 1, 1},
-                                    parameters, kernel->shared_bytes, gpu->stream),
-                   "start a hybrid product");
+  return gpu_check(
+      err,
+      cudaLaunchKernel(tall ? tall_kernel(p->kind, is_pair(p), panel) : kernel_code(kernel),
+                       (dim3){p->plan.blocks, 1, 1}, (dim3){kernel->threads, 1, 1}, parameters,
+                       kernel->shared_bytes, gpu->stream),
+      "start a hybrid product");
 }

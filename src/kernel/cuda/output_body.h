@@ -125,6 +125,38 @@ DEVICE void LOCAL(add_slots)(const struct product_args *args, const struct produ
   }
 }
 
+/* The same for a pair in prefill: `rows` rows of the gate and of up, from `gate_row` and `up_row`
+ * of the slots of their places on, make the output's rows from `first_row` on. */
+DEVICE void LOCAL(add_pair_slots)(const struct product_args *args,
+                                  const struct product_segment *segment,
+                                  const struct product_place *gate, uint32_t gate_row,
+                                  const struct product_place *up, uint32_t up_row, uint32_t rows,
+                                  uint32_t first_row) {
+  for (uint32_t i = OUTPUT_THREAD(); i < PANEL_TOKENS * rows; i += OUTPUT_THREADS) {
+    const uint32_t token = i / rows, row = i % rows, at = token * FRAGMENT_STRIP_ROWS + row;
+    if (segment->panel * PANEL_TOKENS + token >= args->tokens) return;
+    LOCAL(store_pair)
+    (args, first_row + row, segment->panel * PANEL_TOKENS + token,
+     LOCAL(sum_slots)(args, gate, 0, segment->peers, at + gate_row),
+     LOCAL(sum_slots)(args, up, 0, segment->peers, at + up_row));
+  }
+}
+
+/* A block of 16 rows of which a thread has the sums of both: into the output. */
+DEVICE void LOCAL(put_pair)(const struct product_args *args, const struct product_segment *segment,
+                            uint32_t first_row, uint32_t first_token, float (*gate)[4],
+                            float (*up)[4], int octets) {
+  const uint32_t lane = thread_index() % 32;
+  UNROLL
+  for (int n = 0; n < octets; n++) {
+    UNROLL
+    for (int r = 0; r < 4; r++) LOCAL(store_pair)
+    (args, first_row + lane / 4 + r / 2 * 8,
+     segment->panel * PANEL_TOKENS + first_token + 8 * n + 2 * (lane % 4) + r % 2, gate[n][r],
+     up[n][r]);
+  }
+}
+
 #undef OUTPUT_THREADS
 #undef OUTPUT_THREAD
 #undef OUTPUT_BARRIER

@@ -15,13 +15,19 @@ struct planner {
   struct product_plan *plan;
   const struct fragment_matrix *f;
   const uint32_t *order; /* of a plan for clusters */
-  bool pair;             /* all outputs are cut, and those of gate and up meet */
+  bool pair;             /* in clusters: strips of gate and up take turns */
+  bool cuts_all;         /* of a pair: all outputs are cut, and those of gate and up meet */
   struct product_costs costs;
   uint32_t whole; /* outputs dealt whole, a multiple of the blocks; the others are cut */
   double *end; /* (blocks): the cost, counted over the cut outputs, where the block's share ends */
   struct piece *pieces; /* in the order of outputs and tiles, and so of blocks */
   uint32_t piece_count;
 };
+
+/* A cluster's strip `s`, among those of the matrix. */
+static int64_t strip_of(const struct planner *p, int64_t s) {
+  return p->pair ? product_pair_strip(s, p->f->strips / 2) : s;
+}
 
 /* What tile `i` of an output costs: the i-th of its strip, or, for a cluster, the dearest of its
  * strips in column i. */
@@ -31,7 +37,7 @@ static double tile_cost(const struct planner *p, uint32_t output, int64_t i) {
   bool sparse = true;
   if (cluster)
     for (int64_t s = unit * cluster; s < (unit + 1) * cluster && s < f->strips; s++)
-      sparse &= p->order[s * f->tiles_per_strip + i] & 1;
+      sparse &= p->order[strip_of(p, s) * f->tiles_per_strip + i] & 1;
   else
     sparse = i < (int64_t)f->strip[unit].sparse_tiles;
   return sparse ? p->costs.sparse_tile : p->costs.dense_tile;
@@ -196,7 +202,7 @@ static enum status make_plan(struct product_plan *out, struct product_plan plan,
                      (long long)f->rows, tokens, blocks);
   plan.outputs = (uint32_t)outputs;
   const uint32_t rounds = plan.outputs / blocks;
-  p.whole = rounds > 1 && !p.pair ? (rounds - 1) * blocks : 0;
+  p.whole = rounds > 1 && !p.cuts_all ? (rounds - 1) * blocks : 0;
   /* A piece begins with an output or with a block. */
   const size_t pieces = plan.outputs - p.whole + blocks;
   enum status status = STATUS_FAILED;
@@ -207,7 +213,7 @@ static enum status make_plan(struct product_plan *out, struct product_plan plan,
   if (!p.end || !p.pieces || !plan.segment || !plan.first_segment) goto out;
   share_out(&p);
   cut_outputs(&p);
-  if (p.pair)
+  if (p.cuts_all)
     number_pairs(&p);
   else
     number_slots(&p);
@@ -233,7 +239,8 @@ enum status product_plan_make_pair(struct product_plan *out, const struct fragme
                                    struct product_costs costs, struct error *err) {
   INVARIANT(f->strips % 2 == 0);
   const struct product_plan plan = {.panel_tokens = panel_tokens, .blocks = blocks};
-  return make_plan(out, plan, (struct planner){.f = f, .pair = true, .costs = costs}, tokens, err);
+  return make_plan(out, plan, (struct planner){.f = f, .cuts_all = true, .costs = costs}, tokens,
+                   err);
 }
 
 enum status product_plan_make_clusters(struct product_plan *out, const struct fragment_matrix *f,
@@ -244,6 +251,19 @@ enum status product_plan_make_clusters(struct product_plan *out, const struct fr
   const struct product_plan plan = {
       .panel_tokens = panel_tokens, .blocks = clusters, .cluster = cluster};
   return make_plan(out, plan, (struct planner){.f = f, .order = order, .costs = costs}, tokens,
+                   err);
+}
+
+enum status product_plan_make_pair_clusters(struct product_plan *out,
+                                            const struct fragment_matrix *f, const uint32_t *order,
+                                            uint32_t tokens, uint32_t panel_tokens,
+                                            uint32_t clusters, uint32_t cluster,
+                                            struct product_costs costs, struct error *err) {
+  INVARIANT(order && cluster && cluster % 2 == 0 && f->strips % 2 == 0);
+  const struct product_plan plan = {
+      .panel_tokens = panel_tokens, .blocks = clusters, .cluster = cluster};
+  return make_plan(out, plan,
+                   (struct planner){.f = f, .order = order, .pair = true, .costs = costs}, tokens,
                    err);
 }
 

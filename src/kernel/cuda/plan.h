@@ -41,6 +41,13 @@ enum status product_plan_make_clusters(struct product_plan *out, const struct fr
                                        const uint32_t *order, uint32_t tokens,
                                        uint32_t panel_tokens, uint32_t clusters, uint32_t cluster,
                                        struct product_costs costs, struct error *err);
+/* The same for a pair of joined matrices: strips are counted as in product_pair_strip, and clusters
+ * have an even number of them. */
+enum status product_plan_make_pair_clusters(struct product_plan *out,
+                                            const struct fragment_matrix *f, const uint32_t *order,
+                                            uint32_t tokens, uint32_t panel_tokens,
+                                            uint32_t clusters, uint32_t cluster,
+                                            struct product_costs costs, struct error *err);
 void product_plan_release(struct product_plan *plan);
 
 /* Counters and slots that the launch needs, over all blocks of its clusters. */

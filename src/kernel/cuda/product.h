@@ -26,10 +26,16 @@ struct product_segment {
 };
 
 /* What a pair of matrices with the same columns, gate and up, makes of its two sums: y = f(gate) *
- * up. The matrices are joined, the strips of the gate first; an output of both has one counter, and
- * all its segments, of either, leave their sums in slots. */
+ * up. The matrices are joined, the strips of the gate first. In decoding an output of both has one
+ * counter, and all its segments, of either, leave their sums in slots. In prefill a block has the
+ * sums of both: strips are then counted in turns, one of the gate and the same of up
+ * (product_pair_strip).
+ */
 enum { PRODUCT_PAIR_PANEL_MAX = 64 };
 enum product_pair { PAIR_NONE, PAIR_SILU, PAIR_GELU_TANH };
+
+/* Strip `i` of a pair in prefill, among those of the joined matrix. */
+#define product_pair_strip(i, gate_strips) ((i) / 2 + (i) % 2 * (gate_strips))
 
 /* The strip of a segment that a block takes, and where its sums go when they are shared. */
 struct product_place {
@@ -129,25 +135,34 @@ enum {
   CLUSTER_STAGES = 1024,  /* byte of the first stage: the swizzle repeats after so many */
   CLUSTER_STAGES_MAX = 6
 };
-static inline uint32_t cluster_shared_bytes(enum fragment_kind kind, uint32_t panel_tokens,
-                                            uint32_t stages) {
-  return CLUSTER_STAGES + stages * product_stage_bytes(kind, panel_tokens);
+/* A pair's two warp groups bring their sums together in so many bytes behind the stages. */
+enum { CLUSTER_EXCHANGE_OCTETS = 8, CLUSTER_EXCHANGE_BYTES = 128 * CLUSTER_EXCHANGE_OCTETS * 16 };
+static inline uint32_t cluster_shared_bytes(enum fragment_kind kind, bool pair,
+                                            uint32_t panel_tokens, uint32_t stages) {
+  return CLUSTER_STAGES + stages * product_stage_bytes(kind, panel_tokens) +
+         (pair ? CLUSTER_EXCHANGE_BYTES : 0);
 }
-static inline uint32_t cluster_stages(enum fragment_kind kind, uint32_t panel_tokens,
+static inline uint32_t cluster_stages(enum fragment_kind kind, bool pair, uint32_t panel_tokens,
                                       uint32_t shared_bytes) {
-  const uint32_t fit = shared_bytes < CLUSTER_STAGES ? 0
-                                                     : (shared_bytes - CLUSTER_STAGES) /
-                                                           product_stage_bytes(kind, panel_tokens);
+  const uint32_t other = cluster_shared_bytes(kind, pair, panel_tokens, 0);
+  const uint32_t fit =
+      shared_bytes < other ? 0 : (shared_bytes - other) / product_stage_bytes(kind, panel_tokens);
   return fit < PRODUCT_STAGES_MIN ? 0 : fit < CLUSTER_STAGES_MAX ? fit : CLUSTER_STAGES_MAX;
 }
-#define CLUSTER_KERNELS(K)   \
-  K(BF16, cluster_128, 128)  \
-  K(BF16, cluster_256, 256)  \
-  K(I8, cluster_i8_128, 128) \
-  K(I8, cluster_i8_256, 256) \
-  K(I4, cluster_i4_128, 128) \
-  K(I4, cluster_i4_256, 256)
-/* K(FRAGMENT_ kind of the weights, name, panel tokens) */
+#define CLUSTER_KERNELS(K)           \
+  K(BF16, 0, cluster_128, 128)       \
+  K(BF16, 0, cluster_256, 256)       \
+  K(I8, 0, cluster_i8_128, 128)      \
+  K(I8, 0, cluster_i8_256, 256)      \
+  K(I4, 0, cluster_i4_128, 128)      \
+  K(I4, 0, cluster_i4_256, 256)      \
+  K(BF16, 1, cluster_pair_128, 128)  \
+  K(BF16, 1, cluster_pair_256, 256)  \
+  K(I8, 1, cluster_pair_i8_128, 128) \
+  K(I8, 1, cluster_pair_i8_256, 256) \
+  K(I4, 1, cluster_pair_i4_128, 128) \
+  K(I4, 1, cluster_pair_i4_256, 256)
+/* K(FRAGMENT_ kind of the weights, 1 for pairs, name, panel tokens) */
 
 /* --- products of two strips a block, by mma: prefill on cards without wgmma ---
  *
@@ -167,11 +182,14 @@ static inline uint32_t tall_stages(enum fragment_kind kind, uint32_t panel_token
                                                                tall_stage_bytes(kind, panel_tokens);
   return fit < PRODUCT_STAGES_MIN ? 0 : fit < TALL_STAGES_MAX ? fit : TALL_STAGES_MAX;
 }
-#define TALL_KERNELS(K)   \
-  K(BF16, tall_128, 128)  \
-  K(I8, tall_i8_128, 128) \
-  K(I4, tall_i4_128, 128)
-/* K(FRAGMENT_ kind of the weights, name, panel tokens) */
+#define TALL_KERNELS(K)           \
+  K(BF16, 0, tall_128, 128)       \
+  K(I8, 0, tall_i8_128, 128)      \
+  K(I4, 0, tall_i4_128, 128)      \
+  K(BF16, 1, tall_pair_128, 128)  \
+  K(I8, 1, tall_pair_i8_128, 128) \
+  K(I4, 1, tall_pair_i4_128, 128)
+/* K(FRAGMENT_ kind of the weights, 1 for pairs, name, panel tokens) */
 
 /* The kernels there are, by the tokens of a panel. Decoding: each of eight warps takes 16 rows and
  * all tokens. Prefill: a warp takes 64 rows and 32 or 64 tokens. */

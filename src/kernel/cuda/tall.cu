@@ -7,14 +7,15 @@
 #include "kernel/cuda/tall_kernels.h"
 #else
 #include "kernel/cuda/product.h"
-#define KERNEL_TRAP(kind, name, tokens) \
+#define KERNEL_TRAP(kind, pair, name, tokens) \
   extern "C" __global__ void name(const __grid_constant__ cluster_args) { __trap(); }
 TALL_KERNELS(KERNEL_TRAP)
 #endif
 
-extern "C" const void *tall_kernel(enum fragment_kind of, uint32_t panel_tokens) {
-#define KERNEL_CASE(kind, name, tokens) \
-  if (of == FRAGMENT_##kind && panel_tokens == tokens) return (const void *)name;
+extern "C" const void *tall_kernel(enum fragment_kind of, bool of_pair, uint32_t panel_tokens) {
+#define KERNEL_CASE(kind, pair, name, tokens)                              \
+  if (of == FRAGMENT_##kind && of_pair == (bool)(pair) && panel_tokens == tokens) \
+    return (const void *)name;
   TALL_KERNELS(KERNEL_CASE)
   return nullptr;
 }

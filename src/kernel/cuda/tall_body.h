@@ -3,6 +3,8 @@
  *   PRODUCT_NAME   the kernel's name
  *   PANEL_TOKENS   tokens of a panel, 128
  *   QUANT_BITS     8 or 4 for integers, 0 for bf16
+ *   PRODUCT_PAIR   1 for a pair: the two strips are one of the gate and the same of up, and each
+ *                  warp has two row blocks of both, so that f(gate) * up is made in registers
  *
  * A block takes two strips and one panel, so that a step's activations are fetched once for 256
  * rows: with one strip the second-level cache binds. The strips go through the columns together,
@@ -46,15 +48,17 @@ DEVICE uint32_t LOCAL(stage)(uint32_t slot) {
 /* A matrix with an odd number of strips ends with a block whose second strip repeats the first; its
  * rows lie past the end. */
 DEVICE void LOCAL(fetch_places)(const struct cluster_args *args, struct LOCAL(loader) * l) {
+  const uint32_t apart = PRODUCT_PAIR ? args->product.gate_strips : 1;
   l->places[0] = global_load(args->order + l->order);
-  l->places[1] = global_load(args->order + l->order + args->tiles_per_strip);
+  l->places[1] = global_load(args->order + l->order + apart * args->tiles_per_strip);
 }
 
 DEVICE void LOCAL(open_segment)(const struct cluster_args *args, struct LOCAL(loader) * l) {
   if (l->segment == l->segment_end) return;
   const struct product_segment segment = global_load(args->product.segments + l->segment);
   l->steps = FRAGMENT_STEPS * segment.sparse;
-  l->order = segment.strip * args->tiles_per_strip + segment.column;
+  l->order =
+      (PRODUCT_PAIR ? segment.strip / 2 : segment.strip) * args->tiles_per_strip + segment.column;
   l->col = segment.column * FRAGMENT_TILE_COLS;
   l->token = segment.panel * PANEL_TOKENS;
   LOCAL(fetch_places)(args, l);
@@ -105,9 +109,15 @@ DEVICE void LOCAL(copy_step)(const struct cluster_args *args, struct LOCAL(loade
   async_commit();
 }
 
-/* The warp's place in the block's output: its strip, its first row block there, its first token. */
+/* The warp's place in the block's output: its strip, its first row block there, its first token. Of
+ * a pair, the warp's last two row blocks are those of up. */
+#if PRODUCT_PAIR
+DEVICE uint32_t LOCAL(warp_strip)(void) { return 0; }
+DEVICE uint32_t LOCAL(warp_block)(void) { return thread_index() / 32 % 4 * (WARP_BLOCKS / 2); }
+#else
 DEVICE uint32_t LOCAL(warp_strip)(void) { return thread_index() / 32 % 4 / 2; }
 DEVICE uint32_t LOCAL(warp_block)(void) { return thread_index() / 32 % 2 * WARP_BLOCKS; }
+#endif
 DEVICE uint32_t LOCAL(warp_token)(void) { return thread_index() / 128 * (8 * WARP_OCTETS); }
 
 /* As in product_body.h. `stage` is where the warp's own strip begins, the panel lies behind both.
@@ -131,6 +141,34 @@ DEVICE struct product_place LOCAL(place)(const struct product_segment *segment, 
                                 segment->output * TALL_STRIPS};
 }
 
+#if PRODUCT_PAIR
+DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct product_segment *segment,
+                            float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
+  const struct product_place gate = LOCAL(place)(segment, 0), up = LOCAL(place)(segment, 1);
+  const uint32_t strip = segment->strip / TALL_STRIPS; /* of the output */
+  const uint32_t block = LOCAL(warp_block)(), token = LOCAL(warp_token)();
+  UNROLL
+  for (int m = 0; m < WARP_BLOCKS / 2; m++) {
+    float(*up_sums)[4] = sums[m + WARP_BLOCKS / 2];
+#if QUANT_BITS
+    if (args->row_scales) {
+      LOCAL(scale_rows)(args, strip, block + m, sums[m], WARP_OCTETS);
+      LOCAL(scale_rows)(args, args->gate_strips + strip, block + m, up_sums, WARP_OCTETS);
+    }
+#endif
+    if (segment->peers > 1) {
+      LOCAL(put_block)(args, segment, &gate, block + m, token, sums[m], WARP_OCTETS);
+      LOCAL(put_block)(args, segment, &up, block + m, token, up_sums, WARP_OCTETS);
+    } else {
+      LOCAL(put_pair)
+      (args, segment, strip * FRAGMENT_STRIP_ROWS + (block + m) * FRAGMENT_BLOCK_ROWS, token,
+       sums[m], up_sums, WARP_OCTETS);
+    }
+  }
+  if (segment->peers > 1 && LOCAL(arrive_last)(args, segment, &gate)) LOCAL(add_pair_slots)
+  (args, segment, &gate, 0, &up, 0, FRAGMENT_STRIP_ROWS, strip * FRAGMENT_STRIP_ROWS);
+}
+#else
 DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct product_segment *segment,
                             float sums[WARP_BLOCKS][WARP_OCTETS][4]) {
   const struct product_place own = LOCAL(place)(segment, LOCAL(warp_strip)());
@@ -150,6 +188,7 @@ DEVICE void LOCAL(put_sums)(const struct product_args *args, const struct produc
     LOCAL(add_slots)(args, segment, &place);
   }
 }
+#endif
 
 /* Waits for the step to come in stage `slot` and refills the stage that the last one left. */
 DEVICE void LOCAL(next_stage)(const struct cluster_args *args, struct LOCAL(loader) * loader,
@@ -173,7 +212,13 @@ DEVICE void LOCAL(run)(const struct cluster_args *args) {
     for (; steps; steps--) {
       LOCAL(next_stage)(args, &loader, slot);
       const uint32_t stage = LOCAL(stage)(slot) + LOCAL(warp_strip)() * STRIP_BYTES;
-      if (loader.kinds >> (2 * slot + LOCAL(warp_strip)()) & 1)
+      const uint32_t kinds = loader.kinds >> (2 * slot + LOCAL(warp_strip)()) & 3;
+#if PRODUCT_PAIR
+      if (kinds % 3)
+        LOCAL(multiply_mixed)(&args->product, stage, kinds & 1, sums);
+      else
+#endif
+          if (kinds & 1)
         LOCAL(multiply_sparse)(&args->product, stage, sums);
       else
         LOCAL(multiply_dense)(&args->product, stage, sums);
