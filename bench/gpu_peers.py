@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """What users would pick instead: PyTorch's dense and 2:4 (semi-structured) linear layers on a card.
 
-2:4 runs through cuSPARSELt and through CUTLASS, the two backends that PyTorch has. Layers, batches
-and the cold weights are those of gpu_check, so that rows of the two ledgers stand side by side; a
-pure 2:4 layer is our density 0.5. Writes CSV.
+2:4 runs through cuSPARSELt, whose best algorithm is searched for each shape as its users would, and
+through CUTLASS, the two backends that PyTorch has. Layers, batches and the cold weights are those of
+gpu_check, so that rows of the two ledgers stand side by side (gpu_table.py); a pure 2:4 layer is our
+density 0.5. Writes CSV: milliseconds, and the bytes that a layer's weights take on the card.
 
 Usage: gpu_peers.py OUT [SECONDS of timing, default 60]
+       gpu_peers.py --list          what would be timed; needs neither PyTorch nor a card
 Exit status: 77 without PyTorch or without a card.
 """
 import csv
@@ -17,11 +19,15 @@ LAYERS = [
     ("LLaMA-2 7B qo", 4096, 4096),
     ("LLaMA-2 7B gate/up", 11008, 4096),
     ("LLaMA-2 7B down", 4096, 11008),
+    ("LLaMA-3.1 8B kv", 1024, 4096),
     ("LLaMA-3.1 8B gate/up", 14336, 4096),
     ("LLaMA-3.1 8B down", 4096, 14336),
+    ("Qwen2.5 0.5B qo", 896, 896),
     ("Qwen2.5 0.5B gate/up", 4864, 896),
+    ("Qwen2.5 0.5B down", 896, 4864),
 ]
 BATCHES = [1, 4, 16, 64, 96, 128, 512, 2048, 8192]
+BACKENDS = ["dense", "cusparselt", "cutlass"]
 ROUNDS = 5
 
 
@@ -30,55 +36,82 @@ def give_up(why):
     raise SystemExit(77)
 
 
-def median_ms(torch, layers, x):
+def median_ms(torch, products):
     """Milliseconds a product takes, going round layers that together exceed the cache."""
-    linear = torch.nn.functional.linear
-    for w in layers:
-        linear(x, w)
+    for product in products:
+        product()
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     for _ in range(ROUNDS):
         start.record()
         for _ in range(4):
-            for w in layers:
-                linear(x, w)
+            for product in products:
+                product()
         stop.record()
         stop.synchronize()
-        times.append(start.elapsed_time(stop) / (4 * len(layers)))
+        times.append(start.elapsed_time(stop) / (4 * len(products)))
     return statistics.median(times)
 
 
 def make_layers(torch, backend, rows, cols, copies):
+    """Weights, and the bytes that one of them takes."""
     w = torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16) * 0.05
     if backend == "dense":
-        return [w.clone() for _ in range(copies)]
+        return [w.clone() for _ in range(copies)], w.numel() * w.element_size()
     sparse = torch.sparse
-    sparse.SparseSemiStructuredTensor._FORCE_CUTLASS = backend == "cutlass"
     keep = torch.tensor([1, 1, 0, 0], device="cuda", dtype=w.dtype).repeat(rows, cols // 4)
-    return [sparse.to_sparse_semi_structured(w * keep) for _ in range(copies)]
+    w *= keep
+    if backend == "cusparselt":
+        layers = [torch._cslt_compress(w) for _ in range(copies)]
+        return layers, layers[0].numel() * layers[0].element_size()
+    sparse.SparseSemiStructuredTensor._FORCE_CUTLASS = True
+    layers = [sparse.to_sparse_semi_structured(w) for _ in range(copies)]
+    parts = (layers[0].packed, layers[0].meta)
+    return layers, sum(p.numel() * p.element_size() for p in parts if p is not None)
+
+
+def products_of(torch, backend, layers, x):
+    if backend != "cusparselt":
+        linear = torch.nn.functional.linear
+        return [lambda w=w: linear(x, w) for w in layers]
+    # cuSPARSELt computes W X^T; tokens in multiples of eight.
+    x = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 8)).t()
+    best = torch._cslt_sparse_mm_search(layers[0], x)
+    return [lambda w=w: torch._cslt_sparse_mm(w, x, alg_id=best) for w in layers]
+
+
+def why_not(error):
+    return (str(error).splitlines() or [type(error).__name__])[0][:80]
 
 
 def time_layer(torch, name, rows, cols, backend, deadline, write):
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     copies = min(32, 2 + 4 * cache // (rows * cols * 9 // 8))
+    refusals = (RuntimeError, AttributeError, NotImplementedError, TypeError)
     try:
-        layers = make_layers(torch, backend, rows, cols, copies)
-    except (RuntimeError, AttributeError, NotImplementedError) as why:
-        write(name, rows, cols, backend, "", "", str(why).splitlines()[0][:80])
+        layers, size = make_layers(torch, backend, rows, cols, copies)
+    except refusals as error:
+        write(name, rows, cols, backend, "", "", "", why_not(error))
         return
     for tokens in BATCHES:
         if time.monotonic() > deadline:
             return
         x = torch.randn(tokens, cols, device="cuda", dtype=torch.bfloat16)
         try:
-            write(name, rows, cols, backend, tokens, f"{median_ms(torch, layers, x):.5f}", "")
-        except (RuntimeError, NotImplementedError) as why:
-            write(name, rows, cols, backend, tokens, "", str(why).splitlines()[0][:80])
+            ms = median_ms(torch, products_of(torch, backend, layers, x))
+            write(name, rows, cols, backend, tokens, size, f"{ms:.5f}", "")
+        except refusals as error:
+            write(name, rows, cols, backend, tokens, size, "", why_not(error))
 
 
 def main():
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
+    if sys.argv[1] == "--list":
+        for name, rows, cols in LAYERS:
+            print(f"{name}, {rows} x {cols}: {', '.join(BACKENDS)} at batches "
+                  f"{', '.join(map(str, BATCHES))}")
+        return
     try:
         import torch
     except ImportError:
@@ -89,14 +122,14 @@ def main():
     card = torch.cuda.get_device_name(0)
     with open(sys.argv[1], "w", newline="") as file:
         out = csv.writer(file)
-        out.writerow("date card torch layer rows cols backend tokens ms refused".split())
+        out.writerow("date card torch layer rows cols backend tokens bytes ms refused".split())
 
         def write(*row):
             out.writerow([time.strftime("%Y-%m-%d"), card, torch.__version__, *row])
             file.flush()
 
         for layer in LAYERS:
-            for backend in ("dense", "cusparselt", "cutlass"):
+            for backend in BACKENDS:
                 time_layer(torch, *layer, backend, deadline, write)
 
 

@@ -24,11 +24,28 @@ static void cuda_must(int code, const char *what) {
 
 /* --- weights --- */
 
-static void fill_tile(uint8_t *tile, bool sparse, struct rng *rng) {
-  const size_t bytes = sparse ? FRAGMENT_SPARSE_TILE_BYTES : FRAGMENT_DENSE_TILE_BYTES;
+/* A kind of weights that is timed. */
+struct timed_form {
+  const char *name;
+  struct fragment_form form;
+};
+static const struct timed_form forms[] = {
+    {"bf16", {FRAGMENT_BF16, false, false}},
+    {"int8", {FRAGMENT_I8, false, false}},
+    {"int4_g32", {FRAGMENT_I4, true, false}},
+};
+
+/* Codes, then weights, then scales (f16, 2^-7) of each row block. */
+static void fill_tile(uint8_t *tile, struct fragment_form form, bool sparse, struct rng *rng) {
+  const size_t bytes = fragment_tile_bytes(form, sparse);
+  const size_t block = fragment_step_bytes(form, sparse) / FRAGMENT_BLOCKS;
+  const size_t scales = form.scales ? FRAGMENT_SCALE_BYTES : 0;
   for (size_t i = 0; i < bytes; i += 2) {
-    uint16_t word = bf16_from_f32(0.05f * (float)rng_normal(rng));
-    if (sparse && i % FRAGMENT_SPARSE_BLOCK_BYTES < FRAGMENT_META_BYTES) {
+    const size_t at = i % block;
+    uint16_t word = form.kind == FRAGMENT_BF16 ? bf16_from_f32(0.05f * (float)rng_normal(rng))
+                                               : (uint16_t)rng_below(rng, 1 << 16);
+    if (at >= block - scales) word = 0x2000;
+    if (sparse && at < FRAGMENT_META_BYTES) {
       word = 0;
       for (int g = 0; g < 4; g++)
         word |= (uint16_t)(sparse_candidate_code[rng_below(rng, SPARSE_CANDIDATES)] << (4 * g));
@@ -37,21 +54,27 @@ static void fill_tile(uint8_t *tile, bool sparse, struct rng *rng) {
   }
 }
 
-static void make_fragments(struct fragment_matrix *f, int64_t rows, int64_t cols,
-                           double sparse_share) {
+static void make_fragments(struct fragment_matrix *f, struct fragment_form form, int64_t rows,
+                           int64_t cols, double sparse_share) {
   static uint8_t tiles[2][FRAGMENT_DENSE_TILE_BYTES];
   struct rng rng = rng_make(1, 9);
   struct error err = {0};
-  fill_tile(tiles[0], false, &rng);
-  fill_tile(tiles[1], true, &rng);
-  *f = (struct fragment_matrix){.rows = rows, .cols = cols};
+  fill_tile(tiles[0], form, false, &rng);
+  fill_tile(tiles[1], form, true, &rng);
+  *f = (struct fragment_matrix){.rows = rows, .cols = cols, .form = form};
   f->strips = (rows + FRAGMENT_STRIP_ROWS - 1) / FRAGMENT_STRIP_ROWS;
   f->tiles_per_strip = (cols + FRAGMENT_TILE_COLS - 1) / FRAGMENT_TILE_COLS;
   const size_t count = (size_t)(f->strips * f->tiles_per_strip);
+  const size_t padded_rows = (size_t)f->strips * FRAGMENT_STRIP_ROWS;
   f->strip = mem_alloc((size_t)f->strips, sizeof *f->strip, &err);
   f->columns = mem_alloc(count, sizeof *f->columns, &err);
   f->tiles = mem_alloc(count, FRAGMENT_DENSE_TILE_BYTES, &err);
   gpu_must(f->strip && f->columns && f->tiles ? STATUS_OK : STATUS_FAILED, &err);
+  if (form.kind != FRAGMENT_BF16 && !form.scales) {
+    f->row_scales = mem_alloc(padded_rows, sizeof *f->row_scales, &err);
+    gpu_must(f->row_scales ? STATUS_OK : STATUS_FAILED, &err);
+    for (size_t r = 0; r < padded_rows; r++) f->row_scales[r] = 0x1p-7f;
+  }
   for (int64_t s = 0; s < f->strips; s++) {
     uint16_t *columns = f->columns + s * f->tiles_per_strip;
     int64_t sparse = 0, dense = f->tiles_per_strip;
@@ -60,7 +83,7 @@ static void make_fragments(struct fragment_matrix *f, int64_t rows, int64_t cols
     f->strip[s] = (struct fragment_strip){f->tile_bytes, (uint32_t)sparse};
     for (int64_t i = 0; i < f->tiles_per_strip; i++)
       memcpy(f->tiles + fragment_tile_offset(f, s, i), tiles[i < sparse],
-             i < sparse ? FRAGMENT_SPARSE_TILE_BYTES : FRAGMENT_DENSE_TILE_BYTES);
+             fragment_tile_bytes(form, i < sparse));
     f->tile_bytes = fragment_tile_offset(f, s, f->tiles_per_strip);
   }
 }
@@ -280,15 +303,16 @@ static const struct layer layers[] = {
     {"Qwen2.5 0.5B qo", 896, 896},         {"Qwen2.5 0.5B gate/up", 4864, 896},
     {"Qwen2.5 0.5B down", 896, 4864},
 };
+enum { INTEGER_LAYER = 4 };
 static const uint32_t batches[] = {1, 4, 16, 64, 96, 128, 512, 2048, TOKENS_MAX};
 static const double densities[] = {1, 0.75, 0.65, 0.55, 0.5};
 
 /* One batch: the choice, then it beside the dense product, whoever was chosen. */
-static void time_batch(struct contest *c, const struct layer *layer, double density,
-                       const struct fragment_matrix *f, uint32_t tokens, double roof,
-                       FILE *ledger) {
+static void time_batch(struct contest *c, const struct layer *layer, const char *weights,
+                       double density, const struct fragment_matrix *f, uint32_t tokens,
+                       double roof, FILE *ledger) {
   const struct choice_timer timer = {c, list_candidates, time_candidate};
-  struct choice_shape shape = {"bf16", layer->rows, layer->cols, 0};
+  struct choice_shape shape = {weights, layer->rows, layer->cols, 0};
   struct error err = {0};
   char name[CHOICE_NAME_MAX];
   double ours_ms, blas_ms;
@@ -309,28 +333,28 @@ static void time_batch(struct contest *c, const struct layer *layer, double dens
   char kernel[CHOICE_NAME_MAX];
   gpu_variant_name(c->products[0].variant, kernel);
   gpu_row_begin(ledger, c->run);
-  fprintf(ledger, "%s,%lld,%lld,%g,%u,%s,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f,%s,%.3f\n",
+  fprintf(ledger, "%s,%lld,%lld,%g,%u,%s,%u,%zu,%.5f,%.5f,%.3f,%.1f,%.3f,%.1f,%s,%.3f,%s\n",
           layer->name, (long long)layer->rows, (long long)layer->cols, density, tokens, kernel,
           c->products[0].plan.blocks, f->tile_bytes, ours_ms, blas_ms, blas_ms / ours_ms,
           (double)f->tile_bytes / ours_ms / 1e6, (double)f->tile_bytes / ours_ms / 1e6 / roof,
-          flop / ours_ms / 1e9, name, dense ? 1 : blas_ms / ours_ms);
+          flop / ours_ms / 1e9, name, dense ? 1 : blas_ms / ours_ms, weights);
   fflush(ledger);
   blas_close(&c->blas);
   unprepare(c);
 }
 
-static void time_layer(struct contest *c, const struct layer *layer, double density, double roof,
-                       FILE *ledger) {
+static void time_layer(struct contest *c, const struct layer *layer, const struct timed_form *form,
+                       double density, double roof, FILE *ledger) {
   struct gpu *gpu = c->run->gpu;
   struct error err = {0};
   struct fragment_matrix f;
   struct gpu_matrix copies[COPIES_MAX];
-  make_fragments(&f, layer->rows, layer->cols, 2 * (1 - density));
+  make_fragments(&f, form->form, layer->rows, layer->cols, 2 * (1 - density));
   for (int i = 0; i < c->copies; i++) gpu_must(gpu_matrix_upload(gpu, &f, &copies[i], &err), &err);
   c->matrices = copies;
   for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
     if (clock_seconds() > c->run->deadline_s) break;
-    time_batch(c, layer, density, &f, batches[b], roof, ledger);
+    time_batch(c, layer, form->name, density, &f, batches[b], roof, ledger);
   }
   for (int i = 0; i < c->copies; i++) gpu_matrix_free(gpu, &copies[i]);
   fragment_release(&f);
@@ -362,7 +386,8 @@ void gpu_time_products(const struct gpu_run *run, FILE *ledger) {
   printf("copy: %.0f GB/s\n", roof);
   fprintf(ledger,
           "date,commit,card,layer,rows,cols,density,tokens,kernel,blocks,weight_bytes,ms,"
-          "cublaslt_ms,speedup,weight_gb_s,share_of_copy,dense_tflop_s,choice,choice_speedup\n");
+          "cublaslt_ms,speedup,weight_gb_s,share_of_copy,dense_tflop_s,choice,choice_speedup,"
+          "weights\n");
   c.run = run;
   /* Measured anew in every check: into a table of its own, not the user's. */
   gpu_must(choice_open(&c.choice, run->choice_path, gpu_facts(gpu)->name, &err), &err);
@@ -379,8 +404,11 @@ void gpu_time_products(const struct gpu_run *run, FILE *ledger) {
     c.dense = random_on_card(gpu, weights * (size_t)c.copies);
     c.x = random_on_card(gpu, (size_t)c.cols * TOKENS_MAX);
     c.y = random_on_card(gpu, (size_t)c.rows * TOKENS_MAX);
-    for (size_t d = 0; d < sizeof densities / sizeof *densities; d++)
-      time_layer(&c, &layers[l], densities[d], roof, ledger);
+    /* Integers on the largest layer alone: there is not the time for all. */
+    const size_t kinds = l == INTEGER_LAYER ? sizeof forms / sizeof *forms : 1;
+    for (size_t k = 0; k < kinds; k++)
+      for (size_t d = 0; d < sizeof densities / sizeof *densities; d++)
+        time_layer(&c, &layers[l], &forms[k], densities[d], roof, ledger);
     gpu_free(gpu, c.dense);
     gpu_free(gpu, c.x);
     gpu_free(gpu, c.y);

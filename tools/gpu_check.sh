@@ -66,11 +66,13 @@ done
 [ -s "$work/gpu_products.csv" ] && {
   echo "speed-up over cuBLASLt dense by the kernel that was chosen (cuBLASLt itself: 1):"
   echo "density, tokens, median and least over the layers"
-  awk -F, 'NR > 1 { print $7 "," $8 "," $19 }' "$work/gpu_products.csv" | sort -t, -k1,1nr -k2,2n -k3,3n |
+  awk -F, 'NR > 1 && $20 == "bf16" { print $7 "," $8 "," $19 }' "$work/gpu_products.csv" | sort -t, -k1,1nr -k2,2n -k3,3n |
     awk -F, '
       function flush() { if (n) printf "  %-5s %5d  %6.2f %6.2f\n", d, t, v[int((n + 1) / 2)], v[1] }
       $1 != d || $2 != t { flush(); n = 0; d = $1; t = $2 }
       { v[++n] = $3 }
       END { flush() }'
+  "${PYTHON:-python3}" bench/gpu_table.py results/gpu_products.csv \
+    $([ -s results/gpu_peers.csv ] && echo results/gpu_peers.csv)
 } | tee results/gpu_summary.txt
 exit "$status"
