@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 headers=$(dirname "$(dirname "$(readlink -f "$nvcc")")")/include
 for source in src/kernel/cuda/device*.c bench/gpu_*.c; do
   ${CC:-cc} -std=gnu17 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -Werror -fsyntax-only \
-    -DTSR_CUDA_SM90A -I src -isystem "$headers" "$source"
+    -DTSR_CUDA_SM90A '-DTSR_VERSION="0"' -I src -isystem "$headers" "$source"
 done
 
 # kernel, threads, stages, bytes of shared memory, bytes of 2:4 weights in flight, for a block that

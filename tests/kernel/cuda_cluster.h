@@ -61,7 +61,8 @@ static inline void cluster_case_fill(struct cluster_case *c, struct product_shap
   simt_buffer(launch, p->x, shape.tokens * p->args.x_stride * 2, false);
   simt_buffer(launch, p->y, y_bytes, true);
   simt_buffer(launch, p->bias, (size_t)shape.rows * (p->activation ? 4 : 2), false);
-  simt_buffer(launch, f->row_scales, p->args.scaled_rows * sizeof *f->row_scales, false);
+  simt_buffer(launch, f->row_scales,
+              (size_t)f->strips * FRAGMENT_STRIP_ROWS * sizeof *f->row_scales, false);
   simt_buffer(launch, p->residual, y_bytes, false);
   simt_buffer(launch, p->partials, slots, true);
   simt_buffer(launch, p->counters, counters, true);

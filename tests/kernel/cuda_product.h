@@ -96,28 +96,25 @@ static void product_case_fill(struct product_case *c, uint64_t seed) {
   c->y = random_bf16(shape.tokens * y_stride, seed + 2);
   if (shape.bias) c->bias = random_bf16((size_t)shape.rows * 2, seed + 3);
   if (shape.residual) c->residual = random_bf16(shape.tokens * y_stride, seed + 4);
-  c->args = (struct product_args){
-      .tiles = c->fragments.tiles,
-      .columns = c->fragments.columns,
-      .x = c->x,
-      .x_stride = x_stride,
-      .tokens = shape.tokens,
-      .rows = (uint32_t)shape.rows,
-      .cols = (uint32_t)shape.cols,
-      .stages = shape.stages,
-      .y = c->y,
-      .bias = c->bias,
-      .residual = c->residual,
-      .y_stride = y_stride,
-      .activation = c->activation,
-      .gate_strips = (uint32_t)c->fragments.strips / 2,
-      .sparse_step_bytes = fragment_step_bytes(c->fragments.form, true),
-      .dense_step_bytes = fragment_step_bytes(c->fragments.form, false),
-      .scales = c->fragments.form.scales,
-      .mins = c->fragments.form.mins,
-      .row_scales = c->fragments.row_scales,
-      .scaled_rows =
-          c->fragments.row_scales ? (uint32_t)c->fragments.strips * FRAGMENT_STRIP_ROWS : 0};
+  c->args = (struct product_args){.tiles = c->fragments.tiles,
+                                  .columns = c->fragments.columns,
+                                  .x = c->x,
+                                  .x_stride = x_stride,
+                                  .tokens = shape.tokens,
+                                  .rows = (uint32_t)shape.rows,
+                                  .cols = (uint32_t)shape.cols,
+                                  .stages = shape.stages,
+                                  .y = c->y,
+                                  .bias = c->bias,
+                                  .residual = c->residual,
+                                  .y_stride = y_stride,
+                                  .activation = c->activation,
+                                  .gate_strips = (uint32_t)c->fragments.strips / 2,
+                                  .sparse_step_bytes = fragment_step_bytes(c->fragments.form, true),
+                                  .dense_step_bytes = fragment_step_bytes(c->fragments.form, false),
+                                  .scales = c->fragments.form.scales,
+                                  .mins = c->fragments.form.mins,
+                                  .row_scales = c->fragments.row_scales};
   product_case_plan(c, shape.blocks);
 }
 

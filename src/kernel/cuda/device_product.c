@@ -303,7 +303,6 @@ static void fill_args(struct gpu_product *p, const struct gpu_matrix *m, uint32_
   args->scales = m->host.form.scales;
   args->mins = m->host.form.mins;
   args->row_scales = m->row_scales;
-  args->scaled_rows = m->row_scales ? (uint32_t)m->host.strips * FRAGMENT_STRIP_ROWS : 0;
   p->args.order = m->order;
   p->args.tiles_per_strip = (uint32_t)m->host.tiles_per_strip;
   p->args.cluster = p->variant.cluster;

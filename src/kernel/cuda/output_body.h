@@ -25,12 +25,13 @@ DEVICE void LOCAL(store)(const struct product_args *args, uint32_t row, uint32_t
  * none. */
 DEVICE void LOCAL(scale_rows)(const struct product_args *args, uint32_t strip, uint32_t block,
                               float (*sums)[4], int octets) {
+  const uint32_t rows = args->activation ? 2 * args->gate_strips * FRAGMENT_STRIP_ROWS : args->rows;
   const uint32_t row =
       strip * FRAGMENT_STRIP_ROWS + block * FRAGMENT_BLOCK_ROWS + thread_index() % 32 / 4;
   UNROLL
   for (int r = 0; r < 4; r += 2) {
     const uint32_t at = row + 4 * r;
-    const float scale = at < args->scaled_rows ? global_load(args->row_scales + at) : 0;
+    const float scale = at < rows ? global_load(args->row_scales + at) : 0;
     UNROLL
     for (int n = 0; n < octets; n++) {
       sums[n][r] *= scale;

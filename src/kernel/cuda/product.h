@@ -67,8 +67,7 @@ struct product_args {
    */
   uint32_t sparse_step_bytes, dense_step_bytes;
   uint32_t scales, mins;
-  const float *row_scales; /* (scaled_rows = strips * 128), or NULL */
-  uint32_t scaled_rows;
+  const float *row_scales; /* (strips * 128), or NULL */
 };
 
 enum {
