@@ -85,9 +85,9 @@ static struct outcome run_on(const struct backend *on,
 }
 
 static struct outcome attention(const struct backend *on, int64_t window, float softcap,
-                                int64_t head_dim) {
-  const struct attention_shape s = {1,     1000,    1000,          0, 8, 2, head_dim, window,
-                                    0.09f, softcap, PRECISION_FP32};
+                                int64_t head_dim, enum precision precision) {
+  const struct attention_shape s = {1,        1000,   1000,  0,       8,        2,
+                                    head_dim, window, 0.09f, softcap, precision};
   const int64_t q = 1000 * 8 * head_dim, kv = 1000 * 2 * head_dim;
   float *in[4] = {learn_normals(on, q, 1, 1), learn_normals(on, kv, 2, 1),
                   learn_normals(on, kv, 3, 1), learn_normals(on, q, 4, 1)};
@@ -103,11 +103,28 @@ static struct outcome attention(const struct backend *on, int64_t window, float 
   on->free(lse);
   return o;
 }
-static struct outcome plain_attention(const struct backend *on) { return attention(on, 0, 0, 128); }
-static struct outcome windowed_attention(const struct backend *on) {
-  return attention(on, 300, 30, 64);
+static struct outcome plain_attention(const struct backend *on) {
+  return attention(on, 0, 0, 128, PRECISION_FP32);
 }
-static struct outcome wide_attention(const struct backend *on) { return attention(on, 0, 0, 256); }
+static struct outcome windowed_attention(const struct backend *on) {
+  return attention(on, 300, 30, 64, PRECISION_FP32);
+}
+static struct outcome wide_attention(const struct backend *on) {
+  return attention(on, 0, 0, 256, PRECISION_FP32);
+}
+/* One for each width of the tensor cores' kernels. */
+static struct outcome bf16_attention_64(const struct backend *on) {
+  return attention(on, 300, 30, 64, PRECISION_BF16);
+}
+static struct outcome bf16_attention_80(const struct backend *on) {
+  return attention(on, 0, 0, 80, PRECISION_BF16);
+}
+static struct outcome bf16_attention_128(const struct backend *on) {
+  return attention(on, 0, 0, 128, PRECISION_BF16);
+}
+static struct outcome bf16_attention_256(const struct backend *on) {
+  return attention(on, 512, 0, 256, PRECISION_BF16);
+}
 
 static struct outcome masks(const struct backend *on) {
   enum { ROWS = 1536, COLS = 576 };
@@ -186,6 +203,10 @@ static int check_operations(const struct gpu_learn *run, FILE *ledger) {
   } all[] = {{"attention head 128", plain_attention, 1e-4},
              {"attention window and softcap", windowed_attention, 1e-4},
              {"attention head 256", wide_attention, 1e-4},
+             {"attention bf16 head 64", bf16_attention_64, 1e-2},
+             {"attention bf16 head 80", bf16_attention_80, 1e-2},
+             {"attention bf16 head 128", bf16_attention_128, 1e-2},
+             {"attention bf16 head 256", bf16_attention_256, 1e-2},
              {"masks", masks, 1e-4},
              {"cross-entropy", entropy, 1e-4},
              {"products fp32", fp32_products, 1e-4},

@@ -76,7 +76,8 @@ static double head_bytes(const struct model *model, const struct learn_settings 
 static double most(double a, double b) { return a > b ? a : b; }
 
 /* What the CUDA column keeps beside what it is given: both operands of a product in their element
- * type where they have another, a sum for each row of attention, cuBLASLt's workspace. */
+ * type where they have another (attention's four in the room of the first), a sum for each row of
+ * attention, cuBLASLt's workspace. */
 static double operand_bytes(const struct model *model, const struct learn_settings *s,
                             double head) {
   const struct model_config *c = model_config(model);
@@ -85,7 +86,11 @@ static double operand_bytes(const struct model *model, const struct learn_settin
                wide = tokens * (double)c->intermediate_size;
   const double logits = head / 4 / (1 + (c->final_softcap > 0) + (s->distill > 0));
   double first = 0, second = 0;
-  if (bf16) first = 2 * most(wide, logits), second = 2 * wide;
+  if (bf16) {
+    const double heads = tokens * 2 * (double)(c->heads + c->kv_heads);
+    const double narrow = heads * attention_width((uint32_t)c->head_dim);
+    first = 2 * most(most(wide, logits), narrow), second = 2 * wide;
+  }
   if (linear_dtype(model_head(model)) != (bf16 ? DTYPE_BF16 : DTYPE_F32))
     second = most(second, (bf16 ? 2 : 4) * (double)c->vocab_size * (double)c->hidden_size);
   return first + second + 4 * tokens * (double)c->heads + CUDA_WORKSPACE_BYTES;

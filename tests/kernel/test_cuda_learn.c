@@ -309,6 +309,70 @@ static void attention_matches(void **state) {
   }
 }
 
+/* Head sizes of every kernel, ragged lengths, groups, windows that begin inside and outside of a
+ * tile, caps. */
+static const struct attention_shape bf16_attentions[] = {
+    {1, 3, 3, 0, 1, 1, 64, 0, 0.3f, 0, PRECISION_BF16},
+    {2, 70, 70, 0, 4, 2, 12, 0, 0.25f, 0, PRECISION_BF16},
+    {1, 150, 150, 0, 2, 1, 64, 20, 0.12f, 0, PRECISION_BF16},
+    {1, 129, 129, 0, 1, 1, 80, 64, 0.1f, 5, PRECISION_BF16},
+    {1, 97, 97, 0, 3, 1, 96, 0, 0.1f, 0, PRECISION_BF16},
+    {1, 140, 140, 0, 2, 2, 128, 70, 0.09f, 0, PRECISION_BF16},
+    {1, 90, 90, 0, 2, 1, 256, 33, 0.06f, 30, PRECISION_BF16},
+};
+
+struct attention_arrays {
+  struct array *q, *k, *v, *dout, *out, *lse, *dq, *dk, *dv;
+};
+static struct array *rounded_normals(size_t count, uint64_t seed) {
+  float *values = test_malloc(count * sizeof *values);
+  fill_normal(values, count, seed, 1);
+  for (size_t i = 0; i < count; i++) values[i] = bf16_to_f32(bf16_from_f32(values[i]));
+  struct array *a = array_of(values, count * sizeof *values);
+  test_free(values);
+  return a;
+}
+
+/* With inputs that are bf16 already, against fp32 and fp64 sums on the CPU: what is left is the
+ * rounding of probabilities and of the scores' gradients, 2^-9 of each. Against the CPU's own bf16,
+ * which rounds the same against other maxima, the same holds. */
+static void bf16_attention_matches(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof bf16_attentions / sizeof *bf16_attentions; i++)
+    for (int exact = 0; exact < 2; exact++) {
+      const struct attention_shape *s = &bf16_attentions[i];
+      struct attention_shape cpu = *s;
+      const size_t q_count = (size_t)(s->sequences * s->q_length * s->heads * s->head_dim);
+      const size_t kv_count = (size_t)(s->sequences * s->q_length * s->kv_heads * s->head_dim);
+      if (exact) cpu.precision = PRECISION_FP32;
+      open_card();
+      const struct attention_arrays x = {
+          .q = rounded_normals(q_count, 1),
+          .k = rounded_normals(kv_count, 2),
+          .v = rounded_normals(kv_count, 3),
+          .dout = rounded_normals(q_count, 4),
+          .out = array_of(NULL, q_count * 4),
+          .lse = array_of(NULL, (size_t)(s->sequences * s->heads * s->q_length) * 4),
+          .dq = array_of(NULL, q_count * 4),
+          .dk = array_of(NULL, kv_count * 4),
+          .dv = array_of(NULL, kv_count * 4)};
+      emulated_card.order = (uint32_t)i;
+      EACH_SIDE {
+        const struct attention_shape *shape = side == CPU ? &cpu : s;
+        b->attention_forward(shape, AT(x.q), AT(x.k), AT(x.v), AT(x.out), AT(x.lse));
+        b->attention_backward(shape, AT(x.q), AT(x.k), AT(x.v), AT(x.out), AT(x.lse), AT(x.dout),
+                              AT(x.dq), AT(x.dk), AT(x.dv));
+      }
+      check_floats("attention", x.out, 3e-3);
+      check_floats("lse", x.lse, 1e-5);
+      check_floats("dq", x.dq, 4e-3);
+      check_floats("dk", x.dk, 4e-3);
+      check_floats("dv", x.dv, 3e-3);
+      assert_int_equal(emulated_card.launches[LEARN_attention_rows], 0);
+      close_card();
+    }
+}
+
 /* --- masks --- */
 
 static void noise_is_the_cpus_to_the_bit(void **state) {
@@ -588,6 +652,7 @@ int main(void) {
       cmocka_unit_test(losses_match),
       cmocka_unit_test(extreme_logits_match),
       cmocka_unit_test(attention_matches),
+      cmocka_unit_test(bf16_attention_matches),
       cmocka_unit_test(noise_is_the_cpus_to_the_bit),
       cmocka_unit_test(masks_and_their_gradients_match),
       cmocka_unit_test(updates_match),

@@ -19,11 +19,16 @@ enum mutation {
   PAST_THE_END,   /* stores one element further */
   STALE_PART,     /* reads one element further, where others' sums are */
   EVEN_STRIDE,    /* rows of attention's tiles an even number of quads apart */
+  FLAT_ROWS,      /* chunks of bf16 tiles where they would lie without the swizzle */
+  NOT_TRANSPOSED, /* ldmatrix as it is where its transpose is meant */
+  NO_WAIT,        /* a tile is used before its copies have arrived */
+  STAGE_TOO_SOON, /* a copy goes to the stage that is being read */
   MUTATIONS
 };
 static const char *const mutation_name[MUTATIONS] = {
-    "right",      "no barrier", "late barrier", "wrong lane", "wrong source", "last too early",
-    "misaligned", "lane alone", "past the end", "stale part", "even stride"};
+    "right",          "no barrier", "late barrier",   "wrong lane",   "wrong source",
+    "last too early", "misaligned", "lane alone",     "past the end", "stale part",
+    "even stride",    "flat rows",  "not transposed", "no wait",      "stage too soon"};
 static enum mutation mutation;
 
 static inline uint32_t add_mutated(uint32_t *counter, uint32_t value) {
@@ -46,6 +51,25 @@ static inline uint32_t add_mutated(uint32_t *counter, uint32_t value) {
 #undef shared_load16
 #define shared_load16(address) \
   simt_shared_load16((address) + (mutation == MISALIGNED ? 4u : 0u), __LINE__)
+/* Rows of 128 bytes, as those of heads of 64: the swizzle undone. */
+static inline uint32_t flat(uint32_t address) {
+  return mutation == FLAT_ROWS ? address ^ (address >> 7 & 7) << 4 : address;
+}
+/* The second stage of the job below begins here; it is where the first one is. */
+enum { OWN_BYTES = 128 * 128, STAGE_BYTES = 2 * 64 * 128 };
+static inline uint32_t copied_to(uint32_t address) {
+  return mutation == STAGE_TOO_SOON && address >= OWN_BYTES + STAGE_BYTES ? address - STAGE_BYTES
+                                                                          : flat(address);
+}
+#undef load_matrices
+#define load_matrices(address) simt_load_matrices(flat(address), __LINE__)
+#undef load_matrices_transposed
+#define load_matrices_transposed(address)                             \
+  (mutation == NOT_TRANSPOSED ? simt_load_matrices(address, __LINE__) \
+                              : simt_load_transposed(flat(address), __LINE__))
+#undef async_copy16
+#define async_copy16(to, from, bytes) simt_async_copy16(copied_to(to), from, bytes, __LINE__)
+#define async_wait(pending) (mutation == NO_WAIT ? (void)0 : async_wait(pending))
 #undef global_store
 #define global_store(pointer, value)                                                   \
   (simt_check_global((pointer) + (mutation == PAST_THE_END), sizeof *(pointer), true), \
@@ -123,7 +147,7 @@ static struct job loss_job(void) {
   return job;
 }
 
-enum { LENGTH = 70, HEAD = 32 };
+enum { LENGTH = 70, HEAD = 32, MMA_LENGTH = 100, MMA_HEAD = 40 };
 static struct job attention_job(uint32_t stride) {
   static struct attention_args args;
   pool_used = 0;
@@ -151,6 +175,42 @@ static struct job attention_job(uint32_t stride) {
   simt_buffer(&job.launch, k, LENGTH * HEAD * 4, false);
   simt_buffer(&job.launch, v, LENGTH * HEAD * 4, false);
   simt_buffer(&job.launch, out, LENGTH * HEAD * 4, true);
+  return job;
+}
+
+/* Two tiles of keys for the second half of the queries. */
+static struct job mma_job(void) {
+  static struct attention_mma_args args;
+  static _Alignas(16) uint16_t rows[3][MMA_LENGTH * 64];
+  float values[64];
+  pool_used = 0;
+  float *out = normals(MMA_LENGTH * MMA_HEAD, 4);
+  for (int t = 0; t < 3; t++)
+    for (int r = 0; r < MMA_LENGTH; r++) {
+      fill_normal(values, 64, (uint64_t)(1000 * t + r), 1);
+      for (int c = 0; c < 64; c++) rows[t][64 * r + c] = c < MMA_HEAD ? bf16_round(values[c]) : 0;
+    }
+  args = (struct attention_mma_args){.a = {.out = out,
+                                           .sequences = 1,
+                                           .length = MMA_LENGTH,
+                                           .heads = 1,
+                                           .kv_heads = 1,
+                                           .head_dim = MMA_HEAD,
+                                           .row_blocks = 1,
+                                           .scale = 0.2f},
+                                     .q = rows[0],
+                                     .k = rows[1],
+                                     .v = rows[2]};
+  const struct attention_form form = {64, 2, 64, 64};
+  struct job job = {attention_mma_64,
+                    &args,
+                    {.blocks = 1,
+                     .threads = ATTENTION_MMA_THREADS,
+                     .shared_bytes = form_shared_bytes(&form, 1, false)},
+                    out,
+                    MMA_LENGTH * MMA_HEAD};
+  simt_buffer(&job.launch, rows, sizeof rows, false);
+  simt_buffer(&job.launch, out, MMA_LENGTH * MMA_HEAD * 4, true);
   return job;
 }
 
@@ -251,6 +311,28 @@ static void mistakes_in_attention_are_caught(void **state) {
   assert_int_equal(run_job(&even, EVEN_STRIDE, NULL, text), FAULT_CONFLICTS);
 }
 
+static void mistakes_on_the_tensor_cores_are_caught(void **state) {
+  (void)state;
+  static const struct {
+    enum mutation mutation;
+    enum fault fault;
+    const char *words;
+  } mutants[] = {{NO_BARRIER, FAULT_REPORTED, "since the last barrier"},
+                 {LATE_BARRIER, FAULT_REPORTED, NULL},
+                 {WRONG_LANE, FAULT_WRONG, NULL},
+                 {LANE_ALONE, FAULT_REPORTED, NULL},
+                 {PAST_THE_END, FAULT_REPORTED, "no buffer"},
+                 {FLAT_ROWS, FAULT_CONFLICTS, NULL},
+                 {NOT_TRANSPOSED, FAULT_WRONG, NULL},
+                 {NO_WAIT, FAULT_REPORTED, "before the copy"},
+                 {STAGE_TOO_SOON, FAULT_REPORTED, NULL}};
+  simt_need_fibers();
+  for (size_t i = 0; i < sizeof mutants / sizeof *mutants; i++) {
+    struct job job = mma_job();
+    check_job(&job, mutants[i].mutation, mutants[i].fault, mutants[i].words);
+  }
+}
+
 /* A block that adds the sums before they are all there adds to what is there twice. */
 static void sums_that_come_too_early_are_caught(void **state) {
   (void)state;
@@ -269,6 +351,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(mistakes_in_losses_are_caught),
       cmocka_unit_test(mistakes_in_attention_are_caught),
+      cmocka_unit_test(mistakes_on_the_tensor_cores_are_caught),
       cmocka_unit_test(sums_that_come_too_early_are_caught),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -111,6 +111,10 @@ struct words4 simt_shared_load16(uint32_t address, int line) {
 struct words4 simt_load_matrices(uint32_t address, int line) {
   return simt_meet((struct call){.op = OP_MATRICES, .line = line, .address = address})->out;
 }
+struct words4 simt_load_transposed(uint32_t address, int line) {
+  return simt_meet((struct call){.op = OP_MATRICES_TRANSPOSED, .line = line, .address = address})
+      ->out;
+}
 void simt_async_copy16(uint32_t to, const void *from, uint32_t bytes, int line) {
   simt_meet(
       (struct call){.op = OP_COPY, .line = line, .address = to, .bytes = bytes, .from = from});

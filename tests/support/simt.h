@@ -95,6 +95,7 @@ struct words2 simt_shared_load8(uint32_t address, int line);
 struct words4 simt_shared_load16(uint32_t address, int line);
 void simt_shared_store4(uint32_t address, uint32_t value, int line);
 struct words4 simt_load_matrices(uint32_t address, int line);
+struct words4 simt_load_transposed(uint32_t address, int line);
 void simt_async_copy16(uint32_t to, const void *from, uint32_t bytes, int line);
 void simt_barrier(uint32_t id, uint32_t threads, int line);
 void simt_mma_dense(float d[4], const struct words4 *a, uint32_t b0, uint32_t b1, int line);
@@ -105,6 +106,7 @@ void simt_mma_sparse(float d[4], const struct words4 *a, const struct words4 *b,
 #define shared_load16(address) simt_shared_load16(address, __LINE__)
 #define shared_store4(address, value) simt_shared_store4(address, value, __LINE__)
 #define load_matrices(address) simt_load_matrices(address, __LINE__)
+#define load_matrices_transposed(address) simt_load_transposed(address, __LINE__)
 #define async_copy16(to, from, bytes) simt_async_copy16(to, from, bytes, __LINE__)
 #define block_barrier() simt_barrier(0, 0, __LINE__)
 #define group_barrier(id, threads) simt_barrier(id, threads, __LINE__)
@@ -218,6 +220,7 @@ static inline double double_of_bits(uint64_t bits) {
 static inline float log_fast(float x) { return logf(x); }
 static inline float exp_fast(float x) { return expf(x); }
 static inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+static inline float exp2_fast(float x) { return exp2f(x); }
 static inline uint32_t bf16_pair(float low, float high) {
   return bf16_from_f32(low) | (uint32_t)bf16_from_f32(high) << 16;
 }

@@ -7,6 +7,7 @@ static const char *const operation_name[] = {"a 4-byte load",
                                              "a 16-byte load",
                                              "a store",
                                              "ldmatrix",
+                                             "ldmatrix, transposed",
                                              "a copy",
                                              "mma",
                                              "mma.sp, low",
@@ -42,6 +43,19 @@ static void load_rows(struct call *const calls[SIMT_WARP]) {
     uint32_t row[4];
     shared_read(SHARED_WARP, calls[l]->address, 16, row, calls[l]->line);
     for (int i = 0; i < 4; i++) calls[4 * (l % 8) + i]->out.w[l / 8] = row[i];
+  }
+  simt.report->shared_bytes += SIMT_WARP * 16;
+}
+
+/* Lane l gets column l / 4, rows 2 (l % 4) and the next, of each of the four matrices. */
+static void load_columns(struct call *const calls[SIMT_WARP]) {
+  for (int l = 0; l < SIMT_WARP; l++) {
+    uint16_t row[8]; /* row l % 8 of matrix l / 8 */
+    shared_read(SHARED_WARP, calls[l]->address, 16, row, calls[l]->line);
+    for (int col = 0; col < 8; col++) {
+      uint32_t *to = &calls[4 * col + l % 8 / 2]->out.w[l / 8];
+      *to = l % 2 ? (*to & 0xffff) | (uint32_t)row[col] << 16 : row[col];
+    }
   }
   simt.report->shared_bytes += SIMT_WARP * 16;
 }
@@ -148,6 +162,10 @@ void warp_run(uint32_t first_lane) {
     case OP_MATRICES:
       count_conflicts(calls, 8, 16);
       load_rows(calls);
+      break;
+    case OP_MATRICES_TRANSPOSED:
+      count_conflicts(calls, 8, 16);
+      load_columns(calls);
       break;
     case OP_COPY:
       count_conflicts(calls, 8, 16);

@@ -18,11 +18,12 @@ struct attention_block {
   uint32_t sequence, head, row; /* the first owned row of the block */
 };
 
+/* `rows`: that a block owns. */
 DEVICE struct attention_block attention_block(const struct attention_args *a, uint32_t heads,
-                                              bool last_first) {
+                                              uint32_t rows, bool last_first) {
   const uint32_t block = block_index() % a->row_blocks, item = block_index() / a->row_blocks;
   struct attention_block b;
-  b.row = (last_first ? a->row_blocks - 1 - block : block) * (a->warps * ATTENTION_ROWS);
+  b.row = (last_first ? a->row_blocks - 1 - block : block) * rows;
   b.head = item % heads;
   b.sequence = item / heads;
   return b;
@@ -111,12 +112,20 @@ DEVICE void clear_sums(float sums[ATTENTION_ROWS][ATTENTION_COLUMNS]) {
       sums[r][i] = 0;
 }
 
-/* Keys that a block of queries sees: [first, end), first at the start of a tile. */
-DEVICE void keys_of(const struct attention_args *a, uint32_t row, uint32_t *first, uint32_t *end) {
-  const uint32_t last = row + a->warps * ATTENTION_ROWS;
+/* Keys that `rows` queries from `row` on see: [first, end), first at the start of a tile. */
+DEVICE void keys_of(const struct attention_args *a, uint32_t row, uint32_t rows, uint32_t tile,
+                    uint32_t *first, uint32_t *end) {
+  const uint32_t last = row + rows;
   const uint32_t low = a->window && row + 1 > a->window ? row + 1 - a->window : 0;
-  *first = low / ATTENTION_TILE * ATTENTION_TILE;
+  *first = low / tile * tile;
   *end = last < a->length ? last : a->length;
+}
+/* Queries that see `rows` keys from `row` on, the same way. */
+DEVICE void queries_of(const struct attention_args *a, uint32_t row, uint32_t rows, uint32_t tile,
+                       uint32_t *first, uint32_t *end) {
+  const uint64_t last = (uint64_t)row + rows - 1 + a->window;
+  *first = row / tile * tile;
+  *end = a->window && last < a->length ? (uint32_t)last : a->length;
 }
 
 /* --- forward --- */
@@ -135,7 +144,8 @@ DEVICE float soften(const struct attention_args *a, uint32_t query, uint32_t key
 }
 
 DEVICE void attention_body(const struct attention_args *a) {
-  const struct attention_block b = attention_block(a, a->heads, true);
+  const uint32_t rows = a->warps * ATTENTION_ROWS;
+  const struct attention_block b = attention_block(a, a->heads, rows, true);
   const uint32_t bytes = 4 * a->stride, lane = thread_index() % 32;
   const uint32_t keys = shared_base(), values = keys + ATTENTION_TILE * bytes;
   const uint32_t owned = values + ATTENTION_TILE * bytes;
@@ -148,8 +158,8 @@ DEVICE void attention_body(const struct attention_args *a) {
     max[r] = -3.0e38f;
     sum[r] = 0;
   }
-  keys_of(a, b.row, &first, &end);
-  load_rows(a, a->q, b.sequence, b.row, a->warps * ATTENTION_ROWS, b.head, a->heads, owned);
+  keys_of(a, b.row, rows, ATTENTION_TILE, &first, &end);
+  load_rows(a, a->q, b.sequence, b.row, rows, b.head, a->heads, owned);
   for (uint32_t key = first; key < end; key += ATTENTION_TILE) {
     float scores[ATTENTION_ROWS];
     block_barrier();
@@ -211,19 +221,11 @@ DEVICE void pull_scores(const struct attention_args *a, const struct attention_b
   }
 }
 
-/* The streamed side's rows that an owning block meets. */
-DEVICE void queries_of(const struct attention_args *a, uint32_t row, uint32_t *first,
-                       uint32_t *end) {
-  const uint64_t last = (uint64_t)row + a->warps * ATTENTION_ROWS - 1 + a->window;
-  *first = row / ATTENTION_TILE * ATTENTION_TILE;
-  *end = a->window && last < a->length ? (uint32_t)last : a->length;
-}
-
 DEVICE void attention_back(const struct attention_args *a, bool keys_own) {
   const uint32_t heads = keys_own ? a->kv_heads : a->heads,
                  others = keys_own ? a->heads : a->kv_heads;
-  const struct attention_block b = attention_block(a, heads, !keys_own);
   const uint32_t bytes = 4 * a->stride, rows = a->warps * ATTENTION_ROWS;
+  const struct attention_block b = attention_block(a, heads, rows, !keys_own);
   const uint32_t tile0 = shared_base(), tile1 = tile0 + ATTENTION_TILE * bytes;
   const uint32_t own0 = tile1 + ATTENTION_TILE * bytes, own1 = own0 + rows * bytes;
   const uint32_t group = a->heads / a->kv_heads, lane = thread_index() % 32;
@@ -233,9 +235,9 @@ DEVICE void attention_back(const struct attention_args *a, bool keys_own) {
   clear_sums(sums0);
   clear_sums(sums1);
   if (keys_own)
-    queries_of(a, b.row, &first, &end);
+    queries_of(a, b.row, rows, ATTENTION_TILE, &first, &end);
   else
-    keys_of(a, b.row, &first, &end);
+    keys_of(a, b.row, rows, ATTENTION_TILE, &first, &end);
   load_rows(a, keys_own ? a->k : a->q, b.sequence, b.row, rows, b.head, heads, own0);
   load_rows(a, keys_own ? a->v : a->dout, b.sequence, b.row, rows, b.head, heads, own1);
   for (uint32_t g = 0; g < (keys_own ? group : 1); g++) {

@@ -94,8 +94,10 @@ static enum status card_launch(void *ctx, enum learn_kernel kernel, uint32_t blo
 
 /* Attention's tiles take more shared memory than a block is given without asking. */
 static enum status allow_shared(uint32_t bytes, struct error *err) {
+#define MMA_KERNEL(name, ...) LEARN_##name,
   static const enum learn_kernel wide[] = {LEARN_attention_rows, LEARN_attention_back_q,
-                                           LEARN_attention_back_kv};
+                                           LEARN_attention_back_kv,
+                                           ATTENTION_MMA_KERNELS(MMA_KERNEL)};
   enum status status = STATUS_OK;
   for (size_t i = 0; i < sizeof wide / sizeof *wide && status == STATUS_OK; i++)
     status =

@@ -160,31 +160,99 @@ static inline uint32_t attention_shared_bytes(uint32_t head_dim, uint32_t warps,
   return 4 * rows * attention_stride(head_dim);
 }
 
+/* --- attention_mma.h: the same on the tensor cores, for operands in bf16 --- */
+
+/* How a kernel divides its work among the four warps of a block. All but `columns` are multiples of
+ * 16, that of 8. */
+struct attention_form {
+  uint32_t width;   /* of a row, head_dim rounded up */
+  uint32_t groups;  /* of 16 rows that a warp owns */
+  uint32_t tile;    /* rows that pass by at a time */
+  uint32_t columns; /* of the sums that a block makes; width / columns blocks own the same rows */
+};
+enum { ATTENTION_MMA_WARPS = 4, ATTENTION_MMA_THREADS = 32 * ATTENTION_MMA_WARPS };
+#define form_rows(f) (16 * ATTENTION_MMA_WARPS * (f)->groups)
+#define form_row_bytes(f) (2 * (f)->width)
+/* Owned rows of one or two matrices, two stages of tiles of two, and for a tile of queries two
+ * floats a row. */
+#define form_shared_bytes(f, owned, sums)                                         \
+  ((owned)*form_rows(f) * form_row_bytes(f) + 4 * (f)->tile * form_row_bytes(f) + \
+   ((sums) ? 16 * (f)->tile : 0))
+
+struct attention_mma_args {
+  struct attention_args a;          /* its q, k, v, dout, stride and warps are not read */
+  const uint16_t *q, *k, *v, *dout; /* bf16 (sequences, length, heads or kv_heads, width) */
+};
+enum { ATTENTION_NARROW_MAX = 4 };
+struct attention_narrow_args {
+  const float *from[ATTENTION_NARROW_MAX]; /* (rows, head_dim) */
+  uint16_t *to[ATTENTION_NARROW_MAX];      /* (rows, width) */
+  uint64_t rows[ATTENTION_NARROW_MAX];
+  uint32_t tensors, head_dim, width, blocks;
+};
+
+/* A(kernel, body, width, groups, tile, columns), by width: what registers (sums of groups * columns
+ * / 2 floats a lane, twice in back_kv) and 99 KiB of shared memory hold. */
+#define ATTENTION_MMA_FORWARD(A)                            \
+  A(attention_mma_64, attention_mma_rows, 64, 2, 64, 64)    \
+  A(attention_mma_96, attention_mma_rows, 96, 2, 32, 96)    \
+  A(attention_mma_128, attention_mma_rows, 128, 2, 32, 128) \
+  A(attention_mma_256, attention_mma_rows, 256, 1, 32, 256)
+#define ATTENTION_MMA_BACK_Q(A)                                      \
+  A(attention_mma_back_q_64, attention_mma_back_q, 64, 2, 32, 64)    \
+  A(attention_mma_back_q_96, attention_mma_back_q, 96, 1, 32, 96)    \
+  A(attention_mma_back_q_128, attention_mma_back_q, 128, 1, 32, 128) \
+  A(attention_mma_back_q_256, attention_mma_back_q, 256, 1, 16, 256)
+#define ATTENTION_MMA_BACK_KV(A)                                       \
+  A(attention_mma_back_kv_64, attention_mma_back_kv, 64, 2, 16, 64)    \
+  A(attention_mma_back_kv_96, attention_mma_back_kv, 96, 1, 32, 96)    \
+  A(attention_mma_back_kv_128, attention_mma_back_kv, 128, 1, 32, 128) \
+  A(attention_mma_back_kv_256, attention_mma_back_kv, 256, 1, 16, 128)
+#define ATTENTION_MMA_KERNELS(A) \
+  ATTENTION_MMA_FORWARD(A) ATTENTION_MMA_BACK_Q(A) ATTENTION_MMA_BACK_KV(A)
+/* The kernels' width for heads of head_dim columns. */
+static inline uint32_t attention_width(uint32_t head_dim) {
+  return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : head_dim <= 128 ? 128 : 256;
+}
+
 /* Every kernel: K(name, type of its arguments). */
-#define LEARN_KERNELS(K)                     \
-  K(embed_rows, struct embed_args)           \
-  K(rmsnorm_rows, struct rmsnorm_args)       \
-  K(rmsnorm_back, struct rmsnorm_args)       \
-  K(rope_pairs, struct rope_args)            \
-  K(glu_elements, struct element_args)       \
-  K(glu_back, struct element_args)           \
-  K(add_elements, struct element_args)       \
-  K(add_bias, struct element_args)           \
-  K(softcap_elements, struct element_args)   \
-  K(softcap_back, struct element_args)       \
-  K(convert_elements, struct convert_args)   \
-  K(loss_rows, struct loss_args)             \
-  K(mask_sample_tiles, struct mask_args)     \
-  K(mask_back_tiles, struct mask_args)       \
-  K(mask_squares, struct mask_update_args)   \
-  K(mask_adamw, struct mask_update_args)     \
-  K(mask_compact, struct mask_compact_args)  \
-  K(mask_choose, struct mask_update_args)    \
-  K(mask_keep_hard, struct mask_keep_args)   \
-  K(attention_rows, struct attention_args)   \
-  K(attention_delta, struct attention_args)  \
-  K(attention_back_q, struct attention_args) \
-  K(attention_back_kv, struct attention_args)
+#define LEARN_KERNELS(K)                                  \
+  K(embed_rows, struct embed_args)                        \
+  K(rmsnorm_rows, struct rmsnorm_args)                    \
+  K(rmsnorm_back, struct rmsnorm_args)                    \
+  K(rope_pairs, struct rope_args)                         \
+  K(glu_elements, struct element_args)                    \
+  K(glu_back, struct element_args)                        \
+  K(add_elements, struct element_args)                    \
+  K(add_bias, struct element_args)                        \
+  K(softcap_elements, struct element_args)                \
+  K(softcap_back, struct element_args)                    \
+  K(convert_elements, struct convert_args)                \
+  K(loss_rows, struct loss_args)                          \
+  K(mask_sample_tiles, struct mask_args)                  \
+  K(mask_back_tiles, struct mask_args)                    \
+  K(mask_squares, struct mask_update_args)                \
+  K(mask_adamw, struct mask_update_args)                  \
+  K(mask_compact, struct mask_compact_args)               \
+  K(mask_choose, struct mask_update_args)                 \
+  K(mask_keep_hard, struct mask_keep_args)                \
+  K(attention_rows, struct attention_args)                \
+  K(attention_delta, struct attention_args)               \
+  K(attention_back_q, struct attention_args)              \
+  K(attention_back_kv, struct attention_args)             \
+  K(attention_narrow, struct attention_narrow_args)       \
+  K(attention_mma_64, struct attention_mma_args)          \
+  K(attention_mma_96, struct attention_mma_args)          \
+  K(attention_mma_128, struct attention_mma_args)         \
+  K(attention_mma_256, struct attention_mma_args)         \
+  K(attention_mma_back_q_64, struct attention_mma_args)   \
+  K(attention_mma_back_q_96, struct attention_mma_args)   \
+  K(attention_mma_back_q_128, struct attention_mma_args)  \
+  K(attention_mma_back_q_256, struct attention_mma_args)  \
+  K(attention_mma_back_kv_64, struct attention_mma_args)  \
+  K(attention_mma_back_kv_96, struct attention_mma_args)  \
+  K(attention_mma_back_kv_128, struct attention_mma_args) \
+  K(attention_mma_back_kv_256, struct attention_mma_args)
 
 enum learn_kernel {
 #define LEARN_ENUM(name, type) LEARN_##name,

@@ -72,6 +72,16 @@ DEVICE struct words4 load_matrices(uint32_t address) {
   return v;
 }
 
+/* The same, each matrix transposed: elements 2 (l % 4), 2 (l % 4) + 1 of column l / 4. */
+DEVICE struct words4 load_matrices_transposed(uint32_t address) {
+  struct words4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
 /* --- asynchronous copies from global to shared memory --- */
 
 /* 16 bytes at `to`: `bytes` of them from `from`, then zeros. Both addresses aligned to 16, also
@@ -161,6 +171,12 @@ DEVICE float log_fast(float x) { return __logf(x); }
 DEVICE float exp_fast(float x) { return __expf(x); }
 /* a * b + c, rounded once. */
 DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+/* 2^x, to 2 units in the last place; 0 for minus infinity. */
+DEVICE float exp2_fast(float x) {
+  float v;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x));
+  return v;
+}
 /* Two bf16, `low` in the low half, rounded to nearest even. */
 DEVICE uint32_t bf16_pair(float low, float high) {
   uint32_t v;
