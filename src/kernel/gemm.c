@@ -23,6 +23,7 @@ enum {
   ITEM_ROWS = 96,
   ITEM_COLS = 192,
   SEGMENT = 256,        /* columns fetched at a time while packing */
+  COPIED_STEPS = 16,    /* rows copied to one panel before the next panel's */
   SMALL_WORK = 1 << 17, /* multiply-adds below which threads do not pay */
 };
 
@@ -56,14 +57,16 @@ static void pack_panel_transposed(const struct packing *p, int64_t first, int64_
   }
 }
 
-/* Copies a band of panels, so that a stored row is fetched in long pieces. */
+/* Copies a band of panels, so that a stored row is fetched in long pieces, and a few rows at a
+ * time: a panel is narrow, and all its rows in one go would be a cache line here and there of a
+ * whole matrix, which no prefetch foresees. */
 static void pack_band_copied(const struct packing *p, int64_t first, int64_t count, float *out) {
   const struct kernel_table *table = kernel_table();
   const struct product_operand *op = p->op;
   bool in_place = !op->hybrid && op->plain.dtype == DTYPE_F32;
   float *buffer = in_place ? NULL : kernel_scratch(SCRATCH_SEGMENT, (size_t)count);
-  int64_t steps = in_place ? p->kc : 1;
-  for (int64_t k = 0; k < p->kc; k += steps) {
+  for (int64_t k = 0, steps; k < p->kc; k += steps) {
+    steps = in_place ? least(COPIED_STEPS, p->kc - k) : 1;
     const float *rows = operand_segment(op, p->k0 + k, first, count, buffer);
     for (int64_t i = 0; i < count; i += p->width)
       table->pack_copied(rows + i, op->plain.ld, least(count - i, p->width), steps, p->width,

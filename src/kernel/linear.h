@@ -17,7 +17,9 @@
  * the product with x as it is by at most the sum over columns of |w| * largest / 254, and fp32
  * rounding. From 12 tokens on processors with tiles round x and the scaled weights to bf16 instead,
  * each product by at most 2^-7 of itself (with scales for rows 2^-8), on average by less than int8.
- * Other products expand the weights to fp32 (PRECISION_FP32: exactly) and take x as it is. */
+ * On processors without tiles, and with PRECISION_FP32, x is rounded to int8 however many tokens
+ * there are. Other products expand the weights to fp32 (PRECISION_FP32: exactly) and take x as it
+ * is. */
 #ifndef TSR_KERNEL_LINEAR_H
 #define TSR_KERNEL_LINEAR_H
 

@@ -2,7 +2,10 @@
  * dealt out to the threads. See product.h. No state but scratch.
  *
  * Tiles take batches from TILES_FROM tokens on, and prompts that may be rounded to bf16 as long as
- * making their B tiles costs less than packing all of W: up to some two hundred tokens. */
+ * making their B tiles costs less than packing all of W: up to some two hundred tokens. Without
+ * tiles a prompt in fp32 goes through lanes whatever its length: integers multiply faster than
+ * floats, and nothing is expanded. It is cut into blocks of tokens whose activations stay in the
+ * second-level cache while the strips pass. */
 #include "base/parallel.h"
 #include "kernel/product.h"
 #include "kernel/quant_x.h"
@@ -17,7 +20,8 @@ enum {
   TILES_FROM = 12,
   TILE_ROWS = 16,
   LANE_TOKENS = 64,
-  TILE_TOKENS = 192
+  TILE_TOKENS = 192,
+  BLOCK_TOKENS = 128
 };
 
 /* --- by lanes --- */
@@ -116,12 +120,27 @@ static void product_by_tiles(const struct quant_strips *w, const float *x, int64
 }
 
 int64_t quant_tokens_most(enum precision precision) {
-  return precision == PRECISION_BF16 && kernel_table()->quant.batch_dot ? TILE_TOKENS : LANE_TOKENS;
+  const bool tiles = kernel_table()->quant.batch_dot != NULL;
+  if (precision == PRECISION_BF16) return tiles ? TILE_TOKENS : LANE_TOKENS;
+  return tiles ? LANE_TOKENS : INT64_MAX;
+}
+
+/* Block after block, whatever the number of threads. */
+static void prompt_by_lanes(const struct quant_output *outputs, int count, const float *x,
+                            int64_t tokens) {
+  struct quant_output at[LINEAR_MANY_MOST];
+  for (int64_t token = 0; token < tokens; token += BLOCK_TOKENS) {
+    const int64_t left = tokens - token;
+    for (int i = 0; i < count; i++)
+      at[i] = (struct quant_output){outputs[i].w, outputs[i].y + token * outputs[i].w->rows};
+    multiply_by_lanes(at, count, x + token * outputs[0].w->cols,
+                      left < BLOCK_TOKENS ? left : BLOCK_TOKENS);
+  }
 }
 
 void quant_products(const struct quant_output *outputs, int count, const float *x, int64_t tokens) {
   if (!kernel_table()->quant.batch_dot || tokens < TILES_FROM) {
-    multiply_by_lanes(outputs, count, x, tokens);
+    prompt_by_lanes(outputs, count, x, tokens);
     return;
   }
   for (int i = 0; i < count; i++) product_by_tiles(outputs[i].w, x, tokens, outputs[i].y);

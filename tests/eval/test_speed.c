@@ -206,7 +206,7 @@ static void command_measures_synthetic_models(void **state) {
   char output[8192];
   json_t *json = bench(output, sizeof output,
                        "--synthetic qwen2.5-0.5b --layers 1 --density 0.75,0.65,0.55 --density 0.5 "
-                       "--decode 2 --prefill none --isa reference");
+                       "--decode 2 --prefill none");
   const json_t *rows = json_object_get(json, "rows");
   const double densities[] = {1, 0.75, 0.65, 0.55, 0.5},
                rooflines[] = {0, 1.280, 1.441, 1.649, 1.778};
@@ -222,6 +222,15 @@ static void command_measures_synthetic_models(void **state) {
     else
       assert_true(fabs(number(row, "roofline") - rooflines[i]) < 2e-3);
   }
+  json_decref(json);
+}
+
+static void command_lowers_the_instruction_set(void **state) {
+  (void)state;
+  char output[8192], arguments[512];
+  snprintf(arguments, sizeof arguments, "'%s' --decode 1 --prefill none --isa reference",
+           dense_path());
+  json_t *json = bench(output, sizeof output, arguments);
   assert_string_equal(json_get_string(json, "isa"), "reference");
   assert_non_null(strstr(output, "reference"));
   json_decref(json);
@@ -349,6 +358,7 @@ int main(void) {
       cmocka_unit_test(noise_is_told_from_a_difference),
       cmocka_unit_test(command_gives_rows),
       cmocka_unit_test(command_measures_synthetic_models),
+      cmocka_unit_test(command_lowers_the_instruction_set),
       cmocka_unit_test(command_measures_peers),
       cmocka_unit_test(failing_peers_are_named),
       cmocka_unit_test(command_ends_as_documented),

@@ -117,21 +117,32 @@ static void pack_transposed(const float *source, int64_t ld, int64_t count, int6
   for (int64_t i = whole; i < width; i += VL) pack_ragged(source, ld, i, count, 0, k, width, out);
 }
 
-INLINE void copy_lanes(const float *from, int64_t count, int64_t lanes, float *to) {
-  if (count >= VL && lanes >= VL)
-    vf_store(to, vf_load(from));
-  else
-    vf_store_part(to, lanes, vf_load_part(from, count));
+INLINE vf load_lanes(const float *from, int64_t count) {
+  return count >= VL ? vf_load(from) : vf_load_part(from, count);
+}
+
+/* A row of `count` floats as `width`. With `over`, whole vectors are written even where the last
+ * one reaches into the row behind: a store by mask costs some ten times as much on AVX2. */
+INLINE void copy_row(const float *from, int64_t count, int64_t width, const bool over, float *to) {
+  for (int64_t i = 0; i < width; i += VL) {
+    const int64_t lanes = width - i < VL ? width - i : VL, left = count - i < 0 ? 0 : count - i;
+    const vf x = load_lanes(from + i, left < lanes ? left : lanes);
+    if (over || lanes == VL)
+      vf_store(to + i, x);
+    else
+      vf_store_part(to + i, lanes, x);
+  }
 }
 
 static void pack_copied(const float *source, int64_t ld, int64_t count, int64_t k, int64_t width,
                         float *out) {
-  for (int64_t p = 0; p < k; p++, source += ld, out += width)
-    for (int64_t i = 0; i < width; i += VL) {
-      int64_t lanes = width - i < VL ? width - i : VL;
-      int64_t here = count - i < 0 ? 0 : count - i < lanes ? count - i : lanes;
-      copy_lanes(source + i, here, lanes, out + i);
-    }
+  const bool room = width >= VL - width % VL; /* a row has room for what the one before writes */
+  for (int64_t p = 0; p + 1 < k; p++, source += ld, out += width)
+    if (room)
+      copy_row(source, count, width, true, out);
+    else
+      copy_row(source, count, width, false, out);
+  if (k > 0) copy_row(source, count, width, false, out);
 }
 
 INLINE const void *element(enum dtype dtype, const void *base, int64_t index) {
