@@ -1,7 +1,8 @@
 /* How fast the kernels are on this machine, each beside what bounds it: multiply-adds beside the
  * peak that a loop of nothing else reaches, streams beside a plain read of as many bytes.
  * Usage: bench_kernels [threads [part ...]]; TSR_ISA lowers the instruction set. Parts: gemm
- * bf16 attention cache mask. Every time is the least of several runs. */
+ * bf16 attention cache mask rows; rate alone gives the best products of a learning step, the
+ * precision's name, GFLOP/s and the peak, a line each. Every time is the least of several runs. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -194,6 +195,27 @@ static void bench_gemm(enum precision precision, double peak) {
   }
 }
 
+/* Forward products of a learning step, the best of three shapes: for bench/learn_speed.py. */
+static void bench_rate(enum precision precision, double peak) {
+  static const int64_t shapes[][2] = {{1536, 576}, {576, 1536}, {2048, 2048}};
+  enum { TOKENS = 1024 };
+  double best = 0;
+  for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    const int64_t rows = shapes[i][0], cols = shapes[i][1];
+    float *w = random_floats((size_t)(rows * cols)), *x = random_floats((size_t)(TOKENS * cols));
+    float *y = must_alloc((size_t)(TOKENS * rows), 4);
+    struct products p = {
+        {.dense = {w, DTYPE_F32, rows, cols}}, x, NULL, y, NULL, NULL, TOKENS, precision};
+    double rate = 2e-9 * (double)(TOKENS * rows * cols) / best_seconds(run_forward, &p);
+    if (rate > best) best = rate;
+    mem_free(w), mem_free(x), mem_free(y);
+  }
+  printf("rate %s %.1f %.1f\n", precision_name[precision], best, peak);
+}
+
+/* More elements than caches hold, as rows of SmolLM2-135M's. */
+enum { ROWS = 8192, COLS = 1536, VOCAB = 49152, LOGIT_ROWS = ROWS / (VOCAB / COLS) };
+
 /* --- soft masks --- */
 
 struct masks {
@@ -230,7 +252,7 @@ static void run_harden(void *ctx) {
 /* Linears of SmolLM2-135M, more of them in one matrix than caches hold. `bytes` is what a pass
  * moves per weight, bf16 weights and fp32 everything else. */
 static void bench_mask(double read) {
-  enum { ROWS = 8192, COLS = 1536, TILE = 128 };
+  enum { TILE = 128 };
   static const struct {
     const char *what;
     void (*run)(void *);
@@ -379,6 +401,64 @@ static void bench_cache(double read) {
   mem_free(memory);
 }
 
+/* --- what works row by row --- */
+
+struct rowwise {
+  float *a, *b, *c, *d, *e; /* (ROWS, COLS), or (LOGIT_ROWS, VOCAB) */
+  int32_t *targets;
+};
+
+static void run_rmsnorm(void *ctx) {
+  struct rowwise *r = ctx;
+  rmsnorm_forward(r->a, r->e, false, 1e-5, ROWS, COLS, r->b, NULL);
+}
+static void run_glu(void *ctx) {
+  struct rowwise *r = ctx;
+  glu_forward(false, r->a, r->b, (int64_t)ROWS * COLS, r->c);
+}
+static void run_glu_backward(void *ctx) {
+  struct rowwise *r = ctx;
+  glu_backward(false, r->a, r->b, r->c, (int64_t)ROWS * COLS, r->d, r->e);
+}
+static void run_add(void *ctx) {
+  struct rowwise *r = ctx;
+  add_inplace(r->c, r->d, (int64_t)ROWS * COLS);
+}
+static void run_cross_entropy(void *ctx) {
+  struct rowwise *r = ctx;
+  cross_entropy(r->a, r->targets, LOGIT_ROWS, VOCAB, 1, r->e, r->c);
+}
+static void run_distill(void *ctx) {
+  struct rowwise *r = ctx;
+  distill_loss(r->a, r->b, r->targets, LOGIT_ROWS, VOCAB, 0.5f, 1, r->e, r->d, r->c);
+}
+
+/* `floats` is how many a pass reads and writes of each element, once. */
+static void bench_rows(double read) {
+  static const struct {
+    const char *what;
+    void (*run)(void *);
+    int floats;
+  } passes[] = {{"rmsnorm", run_rmsnorm, 2},
+                {"glu", run_glu, 3},
+                {"glu, backward", run_glu_backward, 5},
+                {"add", run_add, 3},
+                {"cross-entropy", run_cross_entropy, 2},
+                {"distillation", run_distill, 3}};
+  const size_t count = (size_t)ROWS * COLS;
+  struct rowwise r = {random_floats(count), random_floats(count),
+                      random_floats(count), random_floats(count),
+                      random_floats(count), must_alloc(LOGIT_ROWS, sizeof *r.targets)};
+  printf("%-18s %10s %8s %14s\n", "rows", "ns/element", "GB/s", "of a read");
+  for (size_t i = 0; i < sizeof passes / sizeof passes[0]; i++) {
+    double each = best_seconds(passes[i].run, &r) * 1e9 / (double)count;
+    double rate = 4.0 * passes[i].floats / each;
+    printf("%-18s %10.3f %8.1f %12.1f %%\n", passes[i].what, each, rate, 100 * rate / read);
+  }
+  void *all[] = {r.a, r.b, r.c, r.d, r.e, r.targets};
+  for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) mem_free(all[i]);
+}
+
 static bool wanted(int argc, char **argv, const char *part) {
   if (argc <= 2) return true;
   for (int i = 2; i < argc; i++)
@@ -388,6 +468,11 @@ static bool wanted(int argc, char **argv, const char *part) {
 
 int main(int argc, char **argv) {
   if (argc > 1) parallel_set_threads(atoi(argv[1]));
+  if (argc == 3 && !strcmp(argv[2], "rate")) {
+    bench_rate(PRECISION_FP32, peak_gflops());
+    if (precision_fastest() == PRECISION_BF16) bench_rate(PRECISION_BF16, bf16_peak_gflops());
+    return 0;
+  }
   double peak = peak_gflops(), read = read_gbytes();
   printf("%s, %d threads: peak %.1f GFLOP/s, read %.1f GB/s\n", kernel_isa(), parallel_threads(),
          peak, read);
@@ -399,5 +484,6 @@ int main(int argc, char **argv) {
   }
   if (wanted(argc, argv, "cache")) bench_cache(read);
   if (wanted(argc, argv, "mask")) bench_mask(read);
+  if (wanted(argc, argv, "rows")) bench_rows(read);
   return 0;
 }

@@ -7,6 +7,11 @@ Each round runs a few joint steps of 1,024 tokens of both programs (bench/refere
 this with a Python that has torch and transformers), ours once for each instruction set asked for
 (a name as in TSR_ISA, or best) in the precision that is its default. Ratios are taken within a
 round, because machines drift; the ledger gets the medians.
+
+Each round also measures what bounds a step: the best rate of matrix products of this size, of ours
+(bench_kernels, built if need be) and in fp32 of PyTorch's, and the peak of a loop of multiply-adds.
+The share is 0.75 GFLOP a token over the better products: 6 operations for each of the linears'
+106 million weights and 4 for each of the head's 28, which gets no gradient.
 """
 import argparse
 import csv
@@ -22,7 +27,21 @@ from provenance import commit, machine
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESSERA = os.path.join(os.path.dirname(HERE), "tessera")
+BENCH_KERNELS = os.path.join(os.path.dirname(HERE), "build", "bench", "bench_kernels")
 STEPS = 3
+GFLOP_A_TOKEN = 0.75
+
+
+def lowered(isa):
+    return os.environ if isa == "best" else {**os.environ, "TSR_ISA": isa}
+
+
+def product_rates(threads, isa):
+    """GFLOP/s by precision: the best product and the peak."""
+    output = subprocess.run([BENCH_KERNELS, str(threads), "rate"], check=True, env=lowered(isa),
+                            stdout=subprocess.PIPE, text=True).stdout
+    fields = [line.split() for line in output.splitlines() if line.startswith("rate ")]
+    return {name: (float(best), float(peak)) for _, name, best, peak in fields}
 
 
 def tessera_rate(model, text, prior, threads, isa):
@@ -35,7 +54,7 @@ def tessera_rate(model, text, prior, threads, isa):
              "--heldout-windows", "1", "--evaluations", "1", "--threads", str(threads), "--out", run,
              "--quiet", "--json", os.path.join(folder, "out.json")],
             check=True, stdout=subprocess.DEVNULL,
-            env=os.environ if isa == "best" else {**os.environ, "TSR_ISA": isa})
+            env=lowered(isa))
         with open(os.path.join(run, "record.jsonl")) as file:
             steps = [line for line in map(json.loads, file) if line["type"] == "step"][1:]
         with open(os.path.join(folder, "out.json")) as file:
@@ -46,12 +65,39 @@ def tessera_rate(model, text, prior, threads, isa):
 
 
 def torch_rate(threads):
+    """Tokens a second, version, GFLOP/s of its best fp32 product."""
     output = subprocess.run(
         [sys.executable, os.path.join(HERE, "reference_torch.py"), "--json", "--steps",
          str(STEPS - 1), "--threads", str(threads)],
         check=True, stdout=subprocess.PIPE, text=True).stdout
     report = json.loads(output)
-    return report["tokens_per_s"], report["torch"]
+    return report["tokens_per_s"], report["torch"], report["product_gflops"]
+
+
+def median(values):
+    return round(statistics.median(values), 1)
+
+
+def share(ours, products, torch_products):
+    """Of the better products' rate; PyTorch's are fp32."""
+    best = products[ours[3]][0]
+    if ours[3] == "fp32":
+        best = max(best, torch_products)
+    return ours[0] * GFLOP_A_TOKEN / best
+
+
+def append(path, rows):
+    """Rows of before keep their values; what they did not have stays empty."""
+    old = []
+    if os.path.exists(path):
+        with open(path, newline="") as file:
+            old = list(csv.DictReader(file))
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(old + rows)
+    os.replace(temporary, path)
 
 
 def main():
@@ -65,6 +111,8 @@ def main():
     parser.add_argument("--isa", action="append")
     arguments = parser.parse_args()
     isas = arguments.isa or ["best"]
+    subprocess.run(["cmake", "--build", os.path.join(os.path.dirname(HERE), "build"), "--target",
+                    "bench_kernels"], check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory() as folder:
         prior = os.path.join(folder, "prior.mask")
         subprocess.run([TESSERA, "prune", arguments.model, "--method", "magnitude", "--pattern",
@@ -74,11 +122,14 @@ def main():
             ours = {isa: tessera_rate(arguments.model, arguments.text, prior, arguments.threads, isa)
                     for isa in isas}
             theirs = torch_rate(arguments.threads)
-            rounds.append((ours, theirs))
+            products = {isa: product_rates(arguments.threads, isa) for isa in isas}
+            rounds.append((ours, theirs, products))
             for isa in isas:
                 print(f"round {index + 1}, {isa}: tessera {ours[isa][0]:.1f}, torch {theirs[0]:.1f} "
                       f"tokens/s ({ours[isa][0] / theirs[0]:.2f}x); masks {100 * ours[isa][1]:.1f} % "
-                      "of a step", flush=True)
+                      f"of a step; products {products[isa][ours[isa][3]][0]:.0f}, torch's "
+                      f"{theirs[2]:.0f}, peak {products[isa][ours[isa][3]][1]:.0f} GFLOP/s; share "
+                      f"{100 * share(ours[isa], products[isa], theirs[2]):.0f} %", flush=True)
     rows = [{
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(TESSERA),
@@ -92,15 +143,15 @@ def main():
         "ratio": round(statistics.median(r[0][isa][0] / r[1][0] for r in rounds), 2),
         "mask_share": round(statistics.median(r[0][isa][1] for r in rounds), 3),
         "peak_mib": round(max(r[0][isa][2] for r in rounds) / 2**20),
+        "product_gflops": median(r[2][isa][r[0][isa][3]][0] for r in rounds),
+        "torch_product_gflops": median(r[1][2] for r in rounds),
+        "peak_gflops": median(r[2][isa][r[0][isa][3]][1] for r in rounds),
+        "product_share": round(statistics.median(share(r[0][isa], r[2][isa], r[1][2])
+                                                 for r in rounds), 3),
         "torch": rounds[0][1][1],
         "rounds": arguments.rounds,
     } for isa in isas]
-    new = not os.path.exists(arguments.csv)
-    with open(arguments.csv, "a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(arguments.csv, rows)
     for row in rows:
         print(f"{arguments.csv}: {row}")
 

@@ -104,6 +104,19 @@ def step_seconds(model, learned, optimizer, arguments):
     return now(device) - start
 
 
+def product_gflops():
+    """The best rate of a step's fp32 products: what the program could reach at most."""
+    best = 0
+    for rows, cols in ((1536, 576), (576, 1536), (2048, 2048)):
+        x, w = torch.randn(1024, cols), torch.randn(rows, cols)
+        y = torch.empty(1024, rows)
+        for _ in range(20):
+            start = time.perf_counter()
+            torch.mm(x, w.t(), out=y)
+            best = max(best, 2e-9 * 1024 * rows * cols / (time.perf_counter() - start))
+    return best
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -129,7 +142,10 @@ def main():
     ][1:]  # the first one warms up
     median = arguments.tokens / sorted(seconds)[len(seconds) // 2]
     if arguments.json:
-        print(json.dumps({"tokens_per_s": round(median, 2), "torch": torch.__version__}))
+        report = {"tokens_per_s": round(median, 2), "torch": torch.__version__}
+        if arguments.device == "cpu":
+            report["product_gflops"] = round(product_gflops(), 1)
+        print(json.dumps(report))
     else:
         print(f"median of {len(seconds)} steps: {median:.1f} tokens/s, torch {torch.__version__}")
 
