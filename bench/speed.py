@@ -82,14 +82,21 @@ def plain(key, value):
     return round(value, DIGITS[key]) if DIGITS[key] else round(value)
 
 
-def make_models(folder, work):
-    """The demo's model as bf16 directories. Which weights a mask keeps does not matter for speed."""
+def make_models(folder, work, dtype):
+    """The demo's model, dense and hybrid. Which weights a mask keeps does not matter for speed, and
+    integers are of its weights as bf16, so that those of peers are the same."""
     source, mask = os.path.join(folder, "model.gguf"), os.path.join(work, "mask")
-    dense, hybrid = os.path.join(work, "SmolLM2-135M"), os.path.join(work, "SmolLM2-135M-hybrid")
-    tessera("export", source, "--to", "hf", "--type", "bf16", "--out", dense)
-    tessera("prune", source, "--method", "magnitude", "--pattern", "hybrid", "--sparsity", "0.45",
-            "--out", mask)
-    tessera("pack", source, "--mask", mask, "--out", hybrid)
+    plain_form, name = os.path.join(work, "SmolLM2-135M"), f"SmolLM2-135M-{dtype}"
+    if not os.path.exists(mask):
+        tessera("export", source, "--to", "hf", "--type", "bf16", "--out", plain_form)
+        tessera("prune", source, "--method", "magnitude", "--pattern", "hybrid", "--sparsity",
+                "0.45", "--out", mask)
+    if dtype == "bf16":
+        dense, hybrid = plain_form, plain_form + "-hybrid"
+    else:
+        dense, hybrid = os.path.join(work, name), os.path.join(work, name + "-hybrid")
+        tessera("pack", plain_form, "--dtype", dtype, "--out", dense)
+    tessera("pack", plain_form, "--mask", mask, "--dtype", dtype, "--out", hybrid)
     return dense, hybrid
 
 
@@ -103,7 +110,7 @@ def main():
     parser.add_argument("--only", choices=["synthetic", "demo"])
     parser.add_argument("--csv", default="results/speed.csv")
     arguments = parser.parse_args()
-    short = ["--decode", "1,8", "--prefill", "128", "--seconds", "0.3", "--rounds", "3"]
+    short = ["--decode", "1,8", "--prefill", "128,512", "--seconds", "0.3", "--rounds", "3"]
     short = short if arguments.quick else []
     for dtype in arguments.dtype.split(",") if arguments.only != "demo" else []:
         for name, layers in SYNTHETIC:
@@ -112,8 +119,11 @@ def main():
     if arguments.only == "synthetic":
         return
     with tempfile.TemporaryDirectory() as work:
-        models = make_models(arguments.folder, work)
-        bench(arguments.csv, *models, *short, *(["--peers"] if arguments.peers else []))
+        for dtype in arguments.dtype.split(","):
+            models = make_models(arguments.folder, work, dtype)
+            # PyTorch has no integers: its bf16 is measured once
+            peers = ["--peers"] if dtype == "bf16" else ["--peer", "llama.cpp"]
+            bench(arguments.csv, *models, *short, *(peers if arguments.peers else []))
 
 
 if __name__ == "__main__":
