@@ -5,8 +5,9 @@ usage: speed.py [FOLDER] [--peers] [--quick] [--dtype bf16,int8,int4] [--only sy
                 [--csv results/speed.csv]
 
 Measures synthetic models (llama2-7b and qwen2.5-0.5b, dense and at four densities) in each of the
-types, then the demo's model in FOLDER (tools/demo_data.py puts it there) as bf16, dense and hybrid
-at 45 %, with --peers against llama.cpp and PyTorch; PYTHON names the interpreter that has them.
+types, then the demo's model in FOLDER (tools/demo_data.py puts it there), dense and hybrid at 45 %,
+in each of them, too; with --peers bf16 against llama.cpp and PyTorch, integers against llama.cpp's
+Q8_0 and Q4_0. PYTHON names the interpreter that has the peers.
 --quick takes fewer batches and shorter runs: minutes rather than an hour. TSR_ISA lowers the
 instruction set, as everywhere. A row of the ledger is replaced when the same is measured again on
 the same machine with the same instruction set and threads; all others stay.
