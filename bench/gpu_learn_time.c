@@ -56,7 +56,7 @@ static void backward(const struct bench *b) {
                          b->masked);
 }
 static void squares(const struct bench *b) {
-  b->card->mask_gradient_squares(b->gradient, ROWS, COLS, b->squares);
+  b->card->mask_gradient_squares(b->gradient, DTYPE_F32, ROWS, COLS, b->squares);
 }
 static void update(const struct bench *b) {
   const struct mask_adamw a = {1e-3f, 0.9f, 0.95f, 1e-8f, 0, 1, 10};

@@ -15,7 +15,7 @@
 
 #include "base/error.h"
 #include "kernel/linear.h"
-#include "kernel/mask_ops.h"
+#include "kernel/mask_compact.h"
 #include "kernel/ops.h"
 
 /* `decay` of mask_backward: factor, or factor / sqrt(*squares) (0 where that is 0). */
@@ -93,15 +93,20 @@ struct backend {
   void (*mask_sample)(const struct mask_source *source, struct matrix_view w, enum dtype out_dtype,
                       void *out, double *squares);
   void (*mask_backward)(const struct mask_source *source, struct matrix_view w, const float *dw,
-                        struct mask_decay decay, bool accumulate, float *dlogits, double *dtile,
+                        struct mask_decay decay, bool accumulate, void *dlogits, double *dtile,
                         enum dtype out_dtype, void *out);
-  void (*mask_gradient_squares)(const float *gradient, int64_t rows, int64_t cols, double *squares);
+  /* `dtype` of gradients and of logits: f32, or bf16 in compact storage. */
+  void (*mask_gradient_squares)(const void *gradient, enum dtype dtype, int64_t rows, int64_t cols,
+                                double *squares);
   /* *flips += the number of groups whose code changed. */
   void (*mask_adamw_step)(const struct mask_adamw *settings, int64_t rows, int64_t cols,
                           const float *gradient, float *logits, float *first, float *second,
                           uint8_t *codes, uint64_t *flips);
-  void (*mask_harden)(const float *logits, int64_t rows, int64_t cols, uint8_t *codes,
-                      uint64_t *flips);
+  void (*mask_compact_step)(const struct mask_adamw *settings, const struct mask_rounding *rounding,
+                            int64_t rows, int64_t cols, const struct mask_compact *state,
+                            uint8_t *codes, uint64_t *flips);
+  void (*mask_harden)(const void *logits, enum dtype dtype, int64_t rows, int64_t cols,
+                      uint8_t *codes, uint64_t *flips);
   /* out (rows, cols) = w where a hybrid mask keeps it, else 0: codes as in sparse/mask.h, tiles
    * (tile rows, tile cols) bytes, 1 = dense. */
   void (*mask_keep)(struct matrix_view w, const uint8_t *codes, const uint8_t *tiles,

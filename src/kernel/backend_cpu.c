@@ -39,13 +39,15 @@ static float decay_value(struct mask_decay decay) {
 }
 
 static void backward(const struct mask_source *source, struct matrix_view w, const float *dw,
-                     struct mask_decay decay, bool accumulate, float *dlogits, double *dtile,
+                     struct mask_decay decay, bool accumulate, void *dlogits, double *dtile,
                      enum dtype out_dtype, void *out) {
   mask_backward(source, w, dw, decay_value(decay), accumulate, dlogits, dtile, out_dtype, out);
 }
 
-static void gradient_squares(const float *gradient, int64_t rows, int64_t cols, double *squares) {
-  *squares = mask_gradient_squares(gradient, rows, cols);
+static void gradient_squares(const void *gradient, enum dtype dtype, int64_t rows, int64_t cols,
+                             double *squares) {
+  *squares = dtype == DTYPE_BF16 ? mask_compact_squares(gradient, rows, cols)
+                                 : mask_gradient_squares(gradient, rows, cols);
 }
 
 static void adamw(const struct mask_adamw *settings, int64_t rows, int64_t cols,
@@ -54,9 +56,16 @@ static void adamw(const struct mask_adamw *settings, int64_t rows, int64_t cols,
   *flips += (uint64_t)mask_adamw_step(settings, rows, cols, gradient, logits, first, second, codes);
 }
 
-static void harden(const float *logits, int64_t rows, int64_t cols, uint8_t *codes,
+static void compact_step(const struct mask_adamw *settings, const struct mask_rounding *rounding,
+                         int64_t rows, int64_t cols, const struct mask_compact *state,
+                         uint8_t *codes, uint64_t *flips) {
+  *flips += (uint64_t)mask_compact_step(settings, rounding, rows, cols, state, codes);
+}
+
+static void harden(const void *logits, enum dtype dtype, int64_t rows, int64_t cols, uint8_t *codes,
                    uint64_t *flips) {
-  *flips += (uint64_t)mask_harden(logits, rows, cols, codes);
+  *flips += (uint64_t)(dtype == DTYPE_BF16 ? mask_compact_harden(logits, rows, cols, codes)
+                                           : mask_harden(logits, rows, cols, codes));
 }
 
 static void keep(struct matrix_view w, const uint8_t *codes, const uint8_t *tiles,
@@ -106,6 +115,7 @@ const struct backend *backend_cpu(void) {
       .mask_backward = backward,
       .mask_gradient_squares = gradient_squares,
       .mask_adamw_step = adamw,
+      .mask_compact_step = compact_step,
       .mask_harden = harden,
       .mask_keep = keep,
   };

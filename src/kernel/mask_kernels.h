@@ -2,7 +2,7 @@
 #ifndef TSR_KERNEL_MASK_KERNELS_H
 #define TSR_KERNEL_MASK_KERNELS_H
 
-#include "kernel/mask_ops.h"
+#include "kernel/mask_compact.h"
 
 struct mask_row {
   int64_t blocks;
@@ -23,6 +23,20 @@ struct mask_adamw_factors {
   float rate; /* divided by the bias correction of the first moment */
   float beta1, beta2, gradient_scale, epsilon;
   float second_scale; /* 1 / (1 - beta2^step) */
+  float root_scale;   /* its root */
+};
+
+struct mask_adamw_factors mask_adamw_factors_of(const struct mask_adamw *settings);
+/* mask_harden of one row: logits (blocks, 5, 16), codes (ceil(cols / 8)); chosen (blocks, 16) is
+ * scratch. */
+int64_t mask_harden_row(const float *logits, int64_t cols, int32_t *chosen, uint8_t *codes);
+
+/* A row of compact storage: its slice of the matrix. */
+struct mask_compact_row {
+  struct mask_compact state;
+  struct mask_rounding rounding;
+  uint64_t slot; /* number of its first group in the matrix, padding counted */
+  int64_t blocks;
 };
 
 struct mask_kernels {
@@ -37,6 +51,12 @@ struct mask_kernels {
                 float *logits, float *first, float *second);
   /* The code of each group's largest logit, the first on ties: code (blocks, 16). */
   void (*choose)(const float *logits, int64_t blocks, int32_t *code);
+  /* The optimizer on compact storage; `step` numbers the rounding's noise. */
+  void (*compact_step)(const struct mask_adamw_factors *f, uint32_t step,
+                       const struct mask_compact_row *row);
+  /* Rounds fresh gradients (blocks, 5, 16), or adds them to what is stored. */
+  void (*compact_round)(const struct mask_compact_row *row, uint32_t pass, bool accumulate,
+                        const float *made);
 };
 
 #endif

@@ -42,7 +42,7 @@ struct pass {
   const float *dw;
   float decay;
   bool accumulate;
-  float *dlogits;
+  void *dlogits;
   double *part; /* sample: (strips); backward: (strips, tile cols) */
 };
 
@@ -84,19 +84,23 @@ static void spread_tiles(const struct mask_source *s, int64_t tile_row, float *o
 
 /* Scratch of one strip, all padded to blocks. */
 struct strip_scratch {
-  float *tile, *dtile; /* (blocks, 16) */
-  float *w, *dw, *out; /* (blocks, 64) */
-  uint8_t *codes;      /* (blocks, 8) */
+  float *tile, *dtile;     /* (blocks, 16) */
+  float *w, *dw, *out;     /* (blocks, 64) */
+  float *logits, *dlogits; /* (blocks, 5, 16): of compact storage */
+  uint8_t *codes;          /* (blocks, 8) */
 };
 
 static struct strip_scratch strip_scratch_make(const struct pass *p) {
   size_t groups = (size_t)(mask_row_blocks(p->s->cols) * MASK_BLOCK);
-  float *at = kernel_scratch(SCRATCH_MASK, groups * (2 + 3 * GROUP + 1));
+  const size_t floats = groups * (2 + 3 * GROUP + 1 + 2 * MASK_STORED);
+  float *at = kernel_scratch(SCRATCH_MASK, floats);
   struct strip_scratch t = {.tile = at, .dtile = at + groups, .w = at + 2 * groups};
   t.dw = t.w + GROUP * groups;
   t.out = t.dw + GROUP * groups;
-  t.codes = (uint8_t *)(t.out + GROUP * groups);
-  memset(at, 0, groups * (2 + 3 * GROUP + 1) * sizeof(float));
+  t.logits = t.out + GROUP * groups;
+  t.dlogits = t.logits + MASK_STORED * groups;
+  t.codes = (uint8_t *)(t.dlogits + MASK_STORED * groups);
+  memset(at, 0, floats * sizeof(float));
   return t;
 }
 
@@ -127,8 +131,12 @@ static struct mask_row row_make(const struct pass *p, int64_t row, const struct 
                        .tensor = s->tensor,
                        .draw = s->draw,
                        .counter = (uint32_t)(row * mask_row_groups(s->cols))};
-  if (s->logits) {
-    r.logits = s->logits + mask_logit_index(s->cols, row, 0, 0);
+  if (s->logits && s->logit_dtype == DTYPE_BF16) {
+    const uint16_t *stored = (const uint16_t *)s->logits + mask_logit_index(s->cols, row, 0, 0);
+    kernel_table()->widen(DTYPE_BF16, stored, r.blocks * MASK_STORED * MASK_BLOCK, t->logits);
+    r.logits = t->logits;
+  } else if (s->logits) {
+    r.logits = (const float *)s->logits + mask_logit_index(s->cols, row, 0, 0);
   } else {
     int64_t stride = (s->cols + 7) / 8;
     memcpy(t->codes, s->codes + row * stride, (size_t)stride);
@@ -194,10 +202,23 @@ static void gather_tiles(const struct mask_source *s, const float *dtile, double
   for (int64_t g = 0; g < groups; g++) part[g * GROUP / s->tile_cols] += dtile[g];
 }
 
+/* A row's gradients, made in scratch, to where they are kept in bf16. */
+static void round_gradients(const struct pass *p, int64_t row, const float *made) {
+  const struct mask_source *s = p->s;
+  const int64_t blocks = mask_row_blocks(s->cols);
+  const struct mask_compact_row r = {
+      .state = {.gradient = (uint16_t *)p->dlogits + mask_logit_index(s->cols, row, 0, 0)},
+      .rounding = {{s->key[0], s->key[1]}, s->tensor},
+      .slot = (uint64_t)(row * blocks * MASK_BLOCK),
+      .blocks = blocks};
+  kernel_table()->mask.compact_round(&r, s->pass, p->accumulate, made);
+}
+
 static void backward_item(void *ctx, int64_t item, int worker) {
   const struct pass *p = ctx;
   (void)worker;
   const struct mask_source *s = p->s;
+  const bool compact = s->logits && s->logit_dtype == DTYPE_BF16;
   int64_t first, end, cols = s->cols;
   strip_rows(p, item, &first, &end);
   struct strip_scratch t = strip_scratch_make(p);
@@ -206,9 +227,13 @@ static void backward_item(void *ctx, int64_t item, int worker) {
     struct mask_row r = row_make(p, row, &t);
     const float *w = padded_weights(p, row, t.w);
     const float *dw = padded_floats(p->dw + row * cols, cols, t.dw);
-    float *dlogits = s->logits ? p->dlogits + mask_logit_index(cols, row, 0, 0) : NULL;
+    float *dlogits = NULL;
+    if (s->logits)
+      dlogits = compact ? t.dlogits : (float *)p->dlogits + mask_logit_index(cols, row, 0, 0);
     float *out = p->out ? out_room(p, row, &t) : NULL;
-    kernel_table()->mask.backward(&r, w, dw, p->decay, p->accumulate, dlogits, t.dtile, out);
+    kernel_table()->mask.backward(&r, w, dw, p->decay, p->accumulate && !compact, dlogits, t.dtile,
+                                  out);
+    if (compact) round_gradients(p, row, dlogits);
     if (out) put_out(p, row, out);
   }
   gather_tiles(s, t.dtile, p->part + item * tile_cols_of(s));
@@ -223,8 +248,8 @@ static void reduce_tiles(const struct pass *p, double *dtile) {
 }
 
 void mask_backward(const struct mask_source *source, struct matrix_view w, const float *dw,
-                   float decay, bool accumulate, float *dlogits, double *dtile,
-                   enum dtype out_dtype, void *out) {
+                   float decay, bool accumulate, void *dlogits, double *dtile, enum dtype out_dtype,
+                   void *out) {
   struct pass p = pass_make(source, w);
   INVARIANT(!out || out_dtype == DTYPE_F32 || out_dtype == DTYPE_BF16);
   p.out_dtype = out_dtype;
@@ -241,11 +266,11 @@ void mask_backward(const struct mask_source *source, struct matrix_view w, const
 /* --- hardening --- */
 
 /* The best candidate of a row's last group, of `width` < 4 columns, among those that fit it. */
-static uint8_t narrow_code(const float *logits, int64_t cols, int64_t row, int64_t width) {
+static uint8_t narrow_code(const float *logits, int64_t cols, int64_t width) {
   int best = 0;
   float top = -INFINITY;
   for (int k = 0; k <= MASK_STORED; k++) {
-    int64_t at = mask_logit_index(cols, row, mask_row_groups(cols) - 1, k);
+    int64_t at = mask_logit_index(cols, 0, mask_row_groups(cols) - 1, k);
     float value = k < MASK_STORED ? logits[at] : 0.0f;
     if (!sparse_code_fits(sparse_candidate_code[k], width) || !(value > top)) continue;
     best = k;
@@ -274,13 +299,16 @@ static int64_t pack_codes(const int32_t *chosen, int64_t groups, uint8_t *codes)
   return changed;
 }
 
-/* Hardens one row; chosen (blocks, 16) is scratch. Returns how many of its groups changed. */
+int64_t mask_harden_row(const float *logits, int64_t cols, int32_t *chosen, uint8_t *codes) {
+  int64_t groups = mask_row_groups(cols), width = cols - (groups - 1) * GROUP;
+  kernel_table()->mask.choose(logits, mask_row_blocks(cols), chosen);
+  if (width < GROUP) chosen[groups - 1] = narrow_code(logits, cols, width);
+  return pack_codes(chosen, groups, codes);
+}
+
 static int64_t harden_row(const struct harden *h, int64_t row, int32_t *chosen) {
-  int64_t groups = mask_row_groups(h->cols), width = h->cols - (groups - 1) * GROUP;
-  kernel_table()->mask.choose(h->logits + mask_logit_index(h->cols, row, 0, 0),
-                              mask_row_blocks(h->cols), chosen);
-  if (width < GROUP) chosen[groups - 1] = narrow_code(h->logits, h->cols, row, width);
-  return pack_codes(chosen, groups, h->codes + row * ((h->cols + 7) / 8));
+  return mask_harden_row(h->logits + mask_logit_index(h->cols, row, 0, 0), h->cols, chosen,
+                         h->codes + row * ((h->cols + 7) / 8));
 }
 
 static int32_t *chosen_scratch(int64_t cols) {
@@ -365,6 +393,19 @@ static void adamw_item(void *ctx, int64_t item, int worker) {
   h->changed[item] = changed;
 }
 
+struct mask_adamw_factors mask_adamw_factors_of(const struct mask_adamw *o) {
+  const double second = 1 - pow(o->beta2, (double)o->step);
+  return (struct mask_adamw_factors){
+      .keep = (float)(1 - (double)o->rate * o->weight_decay),
+      .rate = (float)(o->rate / (1 - pow(o->beta1, (double)o->step))),
+      .beta1 = o->beta1,
+      .beta2 = o->beta2,
+      .gradient_scale = o->gradient_scale,
+      .epsilon = o->epsilon,
+      .second_scale = (float)(1 / second),
+      .root_scale = (float)(1 / sqrt(second))};
+}
+
 int64_t mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols,
                         const float *gradient, float *logits, float *first, float *second,
                         uint8_t *codes) {
@@ -372,14 +413,7 @@ int64_t mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols,
   struct stepping s = {
       .update = {.gradient = gradient, .logits = logits, .first = first, .second = second},
       .harden = {logits, rows, cols, codes, (int64_t *)part_scratch(items)}};
-  s.update.factors = (struct mask_adamw_factors){
-      .keep = (float)(1 - (double)o->rate * o->weight_decay),
-      .rate = (float)(o->rate / (1 - pow(o->beta1, (double)o->step))),
-      .beta1 = o->beta1,
-      .beta2 = o->beta2,
-      .gradient_scale = o->gradient_scale,
-      .epsilon = o->epsilon,
-      .second_scale = (float)(1 / (1 - pow(o->beta2, (double)o->step)))};
+  s.update.factors = mask_adamw_factors_of(o);
   parallel_for(items, adamw_item, &s);
   for (int64_t i = 0; i < items; i++) sum += s.harden.changed[i];
   return sum;

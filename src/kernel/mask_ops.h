@@ -43,12 +43,14 @@ static inline int64_t mask_logit_index(int64_t cols, int64_t row, int64_t group,
  * In a last group of fewer than four columns, only candidates whose positions exist take part. */
 struct mask_source {
   int64_t rows, cols, tile_rows, tile_cols; /* tile_cols a multiple of 4 */
-  const float *logits;                      /* (rows, blocks, 5, 16) or NULL */
+  const void *logits;                       /* (rows, blocks, 5, 16) of logit_dtype, or NULL */
+  enum dtype logit_dtype;                   /* f32, or bf16 (mask_compact.h) */
   const uint8_t *codes;   /* (rows, ceil(cols / 8)), nibbles as in sparse/mask.h; or NULL */
   const float *tile_soft; /* (tile rows, tile cols) or NULL */
   float kappa, tau;
   bool noise; /* false: the plain softmax of kappa * p / tau */
   uint32_t key[2], tensor, draw;
+  uint32_t pass; /* number of the backward pass: of the noise that rounds bf16 gradients */
 };
 
 /* out = w * M, (rows, cols) of out_dtype: f32, or bf16 rounded to nearest even, which is what a
@@ -59,13 +61,13 @@ double mask_sample(const struct mask_source *source, struct matrix_view w, enum 
 
 /* The gradients of the logits and of T, from dw (rows, cols), the gradient of out:
  * dM = dw * w + decay * w^2 * M, where decay is twice the factor of the sum of (w M)^2 in the loss.
- * dlogits (rows, blocks, 5, 16), not touched in fixed-code sources; dtile (tile rows, tile cols) =
- * sum of dM * (1 - M24), not touched when tile_soft is NULL. Overwritten, or added to.
- * out, unless NULL, gets what mask_sample gives, bit for bit: the backward pass makes the noise
- * once for both. */
+ * dlogits (rows, blocks, 5, 16) of logit_dtype, not touched in fixed-code sources; dtile (tile
+ * rows, tile cols) = sum of dM * (1 - M24), not touched when tile_soft is NULL. Overwritten, or
+ * added to. out, unless NULL, gets what mask_sample gives, bit for bit: the backward pass makes the
+ * noise once for both. */
 void mask_backward(const struct mask_source *source, struct matrix_view w, const float *dw,
-                   float decay, bool accumulate, float *dlogits, double *dtile,
-                   enum dtype out_dtype, void *out);
+                   float decay, bool accumulate, void *dlogits, double *dtile, enum dtype out_dtype,
+                   void *out);
 
 /* The candidate with the largest logit of each group (the first on ties) as a code: codes (rows,
  * ceil(cols / 8)). Returns how many groups changed. */

@@ -89,32 +89,52 @@ static enum status produce_far(void *ctx, struct file_writer *out, struct error 
   return bring_pieces(ctx, put_piece, out, err);
 }
 
+static size_t source_bytes(const struct tensor_source *s) {
+  size_t bytes = s->dtype == DTYPE_F32 ? 4 : s->dtype == DTYPE_BF16 ? 2 : 1;
+  for (int i = 0; i < s->rank; i++) bytes *= (size_t)s->shape[i];
+  return bytes;
+}
+
 /* An array of the groups, wherever it lies. */
-static enum status add_logits(struct table *t, const struct group_logits *g, const char *prefix,
-                              const char *name, int planes, float *data, struct error *err) {
-  const int64_t blocks = mask_row_blocks(g->cols) * MASK_BLOCK;
-  enum status status = add(t, err, prefix, name, DTYPE_F32, g->rows, blocks, planes, data);
+static enum status add_planes(struct table *t, const struct group_logits *g, const char *prefix,
+                              const char *name, enum dtype dtype, int64_t lanes, int planes,
+                              const void *data, struct error *err) {
+  const int64_t width = mask_row_blocks(g->cols) * lanes;
+  enum status status = add(t, err, prefix, name, dtype, g->rows, width, planes, data);
   if (status != STATUS_OK || g->ops->is_host) return status;
   struct tensor_source *item = &t->items[t->count - 1];
   struct far_tensor *far = &t->far[t->far_count++];
-  *far = (struct far_tensor){g->ops, (const uint8_t *)data,
-                             (size_t)(g->rows * blocks * planes) * sizeof *data, t->room};
+  *far = (struct far_tensor){g->ops, data, source_bytes(item), t->room};
   item->data = NULL;
   item->produce = produce_far;
   item->ctx = far;
   return STATUS_OK;
 }
 
+static enum status add_groups(struct table *t, const struct group_logits *g, const char *name,
+                              struct error *err) {
+  const enum dtype moment = g->compact ? DTYPE_U8 : DTYPE_F32;
+  const int five = MASK_STORED, six = MASK_STORED + 1;
+  enum status status =
+      add_planes(t, g, "logit.", name, groups_dtype(g), MASK_BLOCK, five, g->logit, err);
+  if (!status)
+    status = add_planes(t, g, "moment1.", name, moment, MASK_BLOCK, five, g->moment1, err);
+  if (!status)
+    status = add_planes(t, g, "moment2.", name, moment, MASK_BLOCK, six, g->moment2, err);
+  if (status || !g->compact) return status;
+  status = add_planes(t, g, "scale1.", name, DTYPE_U8, 1, five, g->scale1, err);
+  return status ? status : add_planes(t, g, "scale2.", name, DTYPE_U8, 1, six, g->scale2, err);
+}
+
 static enum status make_far(struct table *t, const struct learner *l, struct error *err) {
   if (l->ops->is_host) return STATUS_OK;
-  t->far = mem_alloc(3 * (size_t)l->site_count, sizeof *t->far, err);
+  t->far = mem_alloc(5 * (size_t)l->site_count, sizeof *t->far, err);
   t->room = mem_alloc(PIECE_BYTES, 1, err);
   return t->far && t->room ? STATUS_OK : STATUS_FAILED;
 }
 
 static enum status add_site(struct table *t, const struct learner *l, const struct learn_site *s,
                             const struct mask_matrix *best, struct error *err) {
-  const struct group_logits *g = &s->groups;
   const char *name = s->mask.name;
   enum status status = STATUS_OK;
   const struct pattern_logits *p = &s->pattern;
@@ -127,9 +147,7 @@ static enum status add_site(struct table *t, const struct learner *l, const stru
     if (!status)
       status = add(t, err, "moment2.", name, DTYPE_F32, p->rows, groups, each, p->moment2);
   } else if (learn_uses_groups(&l->settings)) {
-    status = add_logits(t, g, "logit.", name, MASK_STORED, g->logit, err);
-    if (!status) status = add_logits(t, g, "moment1.", name, MASK_STORED, g->moment1, err);
-    if (!status) status = add_logits(t, g, "moment2.", name, MASK_STORED + 1, g->moment2, err);
+    status = add_groups(t, &s->groups, name, err);
   }
   if (!status)
     status = add(t, err, best->kind == MASK_TILED ? "best.bits." : "best.codes.", name, DTYPE_U8,
@@ -156,12 +174,6 @@ static enum status table_make(struct table *t, const struct learner *l,
   if (status != STATUS_OK) return status;
   t->crc = calloc(t->count + 1, sizeof *t->crc);
   return t->crc ? STATUS_OK : error_set(err, STATUS_FAILED, "out of memory for a checkpoint");
-}
-
-static size_t source_bytes(const struct tensor_source *s) {
-  size_t bytes = s->dtype == DTYPE_F32 ? 4 : 1;
-  for (int i = 0; i < s->rank; i++) bytes *= (size_t)s->shape[i];
-  return bytes;
 }
 
 static uint32_t checksum(const void *data, size_t bytes) {

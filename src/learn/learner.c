@@ -39,7 +39,7 @@ static enum status init_site(struct learner *l, int index, struct error *err) {
   enum status status = mask_matrix_init_hybrid(&s->mask, site->name, rows, cols, set->tile_rows,
                                                set->tile_cols, err);
   if (status == STATUS_OK && learn_uses_groups(set))
-    status = groups_init(&s->groups, l->ops, rows, cols, err);
+    status = groups_init(&s->groups, l->ops, rows, cols, set->compact, err);
   return status;
 }
 
@@ -215,8 +215,12 @@ size_t learner_bytes(const struct model *model, const struct learn_settings *s) 
     const struct linear_weight *w = &model_site(model, i)->weight;
     int64_t rows = linear_rows(w), cols = linear_cols(w), here = rows * cols;
     weights += here;
-    groups += learn_is_24(s) ? groups_bytes(rows, cols)
-                             : 4 * sizeof(float) * (size_t)pattern_logits_count(s, rows, cols);
+    if (learn_is_24(s)) {
+      const struct groups_bytes g = groups_bytes(rows, cols, s->compact);
+      groups += g.logits + g.gradients + g.moments;
+    } else {
+      groups += 4 * sizeof(float) * (size_t)pattern_logits_count(s, rows, cols);
+    }
     tiles +=
         ((rows + s->tile_rows - 1) / s->tile_rows) * ((cols + s->tile_cols - 1) / s->tile_cols);
     if (here > largest) largest = here;

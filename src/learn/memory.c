@@ -34,7 +34,7 @@ static double add_sites(struct learn_memory *m, const struct model *model,
   for (int i = 0; i < model_site_count(model); i++) {
     const struct linear_weight *w = &model_site(model, i)->weight;
     const int64_t rows = linear_rows(w), cols = linear_cols(w);
-    const double five = 4 * (double)mask_logit_count(rows, cols);
+    const struct groups_bytes groups = groups_bytes(rows, cols, s->compact);
     const int64_t tiles_down = (rows + s->tile_rows - 1) / s->tile_rows;
     const int64_t tiles_across = (cols + s->tile_cols - 1) / s->tile_cols;
     const int64_t code_stride = (cols + 7) / 8;
@@ -53,9 +53,9 @@ static double add_sites(struct learn_memory *m, const struct model *model,
         bytes[MEMORY_MOMENTS] += 2 * each;
         continue;
       }
-      bytes[MEMORY_LOGITS] += five;
-      bytes[MEMORY_GRADIENTS] += five;
-      bytes[MEMORY_MOMENTS] += five + 4 * (double)mask_second_count(rows, cols);
+      bytes[MEMORY_LOGITS] += (double)groups.logits;
+      bytes[MEMORY_GRADIENTS] += (double)groups.gradients;
+      bytes[MEMORY_MOMENTS] += (double)groups.moments;
     }
   }
   return largest;

@@ -100,7 +100,8 @@ enum status learner_harden_groups(struct learner *l, struct error *err) {
       pattern_harden(&s->pattern.table, s->pattern.logit, s->mask.rows, s->mask.cols, s->codes);
       continue;
     }
-    l->ops->mask_harden(s->groups.logit, s->mask.rows, s->mask.cols, s->codes, l->flips);
+    l->ops->mask_harden(s->groups.logit, groups_dtype(&s->groups), s->mask.rows, s->mask.cols,
+                        s->codes, l->flips);
     if (!l->ops->is_host)
       status = l->ops->download(s->mask.codes, s->codes, code_bytes(&s->mask), err);
   }

@@ -46,7 +46,7 @@ static struct counts count(const struct model *model, const struct learn_setting
     c.linears += rows * cols;
     if (skip[i]) continue;
     c.learned += rows * cols;
-    c.saved += learn_is_24(s) ? rows * cols / 4 * 16
+    c.saved += learn_is_24(s) ? rows * cols / 4 * (s->compact ? 5.5 : 16)
                               : 3 * (double)pattern_logits_count(s, linear_rows(&site->weight),
                                                                  linear_cols(&site->weight));
     c.tiles += ((linear_rows(&site->weight) + s->tile_rows - 1) / s->tile_rows) *

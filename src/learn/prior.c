@@ -321,10 +321,9 @@ static enum status apply_site_groups(const struct mask_set *prior, struct learne
   const struct group_logits *g = &s->groups;
   struct group_job job = {s, room ? room : g->logit, mask_set_find(prior, s->mask.name),
                           &l->settings};
-  const size_t bytes = (size_t)mask_logit_count(g->rows, g->cols) * sizeof *room;
-  if (room) memset(room, 0, bytes);
+  if (room) memset(room, 0, (size_t)mask_logit_count(g->rows, g->cols) * sizeof *room);
   parallel_for(s->mask.rows, apply_group_row, &job);
-  return room ? l->ops->upload(g->logit, room, bytes, err) : STATUS_OK;
+  return room ? groups_load(g, room, err) : STATUS_OK;
 }
 
 static enum status apply_groups(const struct mask_set *prior, struct learner *l,
@@ -342,8 +341,8 @@ static enum status apply_groups(const struct mask_set *prior, struct learner *l,
     const int64_t count = mask_logit_count(l->sites[i].mask.rows, l->sites[i].mask.cols);
     if (count > most) most = count;
   }
-  if (!l->ops->is_host && !(room = mem_alloc((size_t)most, sizeof *room, err)))
-    return STATUS_FAILED;
+  const bool elsewhere = !l->ops->is_host || l->settings.compact;
+  if (elsewhere && !(room = mem_alloc((size_t)most, sizeof *room, err))) return STATUS_FAILED;
   for (int i = 0; i < l->site_count && status == STATUS_OK; i++)
     status = apply_site_groups(prior, l, &l->sites[i], room, err);
   mem_free(room);

@@ -188,6 +188,17 @@ static enum status check_speedup(const struct learn_settings *s, struct error *e
   return STATUS_OK;
 }
 
+static enum status check_storage(const struct learn_settings *s, struct error *err) {
+  if (!s->compact) return STATUS_OK;
+  if (!learn_is_24(s))
+    return error_set(err, STATUS_USAGE,
+                     "--compact stores 2:4 logits; those of --pattern %d:%d stay fp32", s->keep,
+                     s->of);
+  if (learn_uses_groups(s)) return STATUS_OK;
+  return error_set(err, STATUS_USAGE,
+                   "--compact is about the storage of 2:4 logits, and --mode tile has none");
+}
+
 static void resolve_choices(struct learn_settings *s) {
   static const int regularizer[LEARN_MODES] = {REGULARIZER_PAPER, REGULARIZER_PAPER,
                                                REGULARIZER_MASKLLM};
@@ -206,6 +217,7 @@ enum status learn_settings_resolve(struct learn_settings *s, int64_t context, st
   enum status status = check_pattern(s, err);
   if (status == STATUS_OK) status = check_speedup(s, err);
   if (status == STATUS_OK) status = check_sparsity(s, err);
+  if (status == STATUS_OK) status = check_storage(s, err);
   if (status != STATUS_OK) return status;
   if (s->tokens < 1) return error_set(err, STATUS_USAGE, "--tokens is missing; give a budget");
   resolve_shape(s, context);
@@ -243,6 +255,7 @@ json_t *learn_settings_to_json(const struct learn_settings *s) {
   json_object_set_new(o, "tile_prior", json_string(learn_tile_prior_name[s->tile_prior]));
   json_object_set_new(o, "precision", json_string(precision_name[s->precision]));
   if (!learn_is_24(s)) json_object_set_new(o, "pattern", json_sprintf("%d:%d", s->keep, s->of));
+  if (s->compact) json_object_set_new(o, "storage", json_string("compact"));
   if (s->costs) {
     json_object_set_new(o, "speedup", json_real(s->speedup));
     json_object_set_new(o, "costs", cost_to_json(s->costs));

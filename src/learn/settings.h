@@ -59,6 +59,8 @@ struct learn_settings {
   const struct cost_table *costs;
   bool recompute; /* activations: only each block's input is kept (no part of the identity: the same
                      bits) */
+  bool compact;   /* 2:4 logits and moments in 8.1 bytes a weight in place of 21: another result, of
+                     the   same mean (kernel/mask_compact.h) */
   const struct backend *backend; /* where it runs (not owned, no part of a run's identity); NULL:
                                     on the CPU */
   int64_t tile_rows, tile_cols;

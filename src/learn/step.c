@@ -18,6 +18,7 @@ static struct mask_source site_source(const struct learner *l, const struct lear
       .tile_rows = s->mask.tile_rows,
       .tile_cols = s->mask.tile_cols,
       .logits = learn_uses_groups(set) ? s->groups.logit : NULL,
+      .logit_dtype = groups_dtype(&s->groups),
       .codes = learn_uses_groups(set) ? NULL : s->codes,
       .tile_soft = learn_uses_tiles(set) ? l->tile_soft + s->first_tile : NULL,
       .kappa = (float)l->relax_24.kappa,
@@ -26,6 +27,7 @@ static struct mask_source site_source(const struct learner *l, const struct lear
       .key = {(uint32_t)set->seed, (uint32_t)(set->seed >> 32)},
       .tensor = (uint32_t)s->site->index,
       .draw = l->draw,
+      .pass = (uint32_t)(l->step * (set->batch / set->micro) + l->micro),
   };
 }
 
@@ -190,8 +192,9 @@ static enum status gradient_norm(struct learner *l, double *norm, struct error *
     squares += sum_squares(l->sites[i].pattern.gradient, l->sites[i].pattern.count);
   if (learn_uses_groups(&l->settings) && learn_is_24(&l->settings)) {
     for (int i = 0; i < l->site_count; i++)
-      l->ops->mask_gradient_squares(l->sites[i].groups.gradient, l->sites[i].mask.rows,
-                                    l->sites[i].mask.cols, &l->gradient_squares[i]);
+      l->ops->mask_gradient_squares(l->sites[i].groups.gradient, groups_dtype(&l->sites[i].groups),
+                                    l->sites[i].mask.rows, l->sites[i].mask.cols,
+                                    &l->gradient_squares[i]);
     status = learner_take_sums(l, l->gradient_squares, l->site_count, err);
     for (int i = 0; i < l->site_count && status == STATUS_OK; i++) squares += l->host_sums[i];
   }
@@ -221,9 +224,10 @@ static enum status update(struct learner *l, double rate, double norm, int64_t *
     return STATUS_OK;
   }
   for (int i = 0; i < l->site_count; i++) {
-    struct group_logits *g = &l->sites[i].groups;
-    l->ops->mask_adamw_step(&a, g->rows, g->cols, g->gradient, g->logit, g->moment1, g->moment2,
-                            l->sites[i].codes, l->flips);
+    const struct learn_site *site = &l->sites[i];
+    const struct mask_rounding rounding = {{(uint32_t)s->seed, (uint32_t)(s->seed >> 32)},
+                                           (uint32_t)site->site->index};
+    groups_step(&site->groups, &a, &rounding, site->codes, l->flips);
   }
   return l->ops->download(flips, l->flips, sizeof *flips, err);
 }

@@ -539,11 +539,11 @@ static void updates_match(void **state) {
                              .epsilon = 1e-8f,
                              .weight_decay = 0.1f,
                              .gradient_scale = 0.5f};
-      b->mask_gradient_squares(AT(gradient), c->rows, c->cols, AT(squares));
+      b->mask_gradient_squares(AT(gradient), DTYPE_F32, c->rows, c->cols, AT(squares));
       for (a.step = 1; a.step < 4; a.step++)
         b->mask_adamw_step(&a, c->rows, c->cols, AT(gradient), AT(logits), AT(first), AT(second),
                            a.step == 2 ? NULL : AT(codes), AT(flips));
-      b->mask_harden(AT(logits), c->rows, c->cols, AT(other), (uint64_t *)AT(flips) + 1);
+      b->mask_harden(AT(logits), DTYPE_F32, c->rows, c->cols, AT(other), (uint64_t *)AT(flips) + 1);
     }
     check_doubles("squares", squares, 1e-5);
     check_floats("logits", logits, 1e-6);

@@ -59,7 +59,7 @@ static void case_open(struct golden_case *c, const json_t *json) {
   c->groups = c->rows * c->cols / 4;
   c->r24 = (struct relaxation){number(json, "kappa24"), number(json, "tau24")};
   c->rtile = (struct relaxation){number(json, "kappa_tile"), number(json, "tau_tile")};
-  must(groups_init(&c->g, backend_cpu(), c->rows, c->cols, &err), err);
+  must(groups_init(&c->g, backend_cpu(), c->rows, c->cols, false, &err), err);
   float *p = member(json, "p24"), *u = member(json, "u24");
   for (int64_t i = 0; i < c->groups * K; i++) p[i] = (float)(p[i] + gumbel(u[i]) / c->r24.kappa);
   for (int64_t i = 0; i < c->groups; i++)
@@ -109,7 +109,7 @@ static void check_gradients(struct golden_case *c, const json_t *term) {
   for (int64_t row = 0; row < c->rows; row++)
     for (int64_t i = 0; i < c->cols / 4; i++)
       for (int k = 0; k < MASK_STORED; k++, n++) {
-        mine[n] = c->g.gradient[mask_logit_index(c->cols, row, i, k)];
+        mine[n] = ((float *)c->g.gradient)[mask_logit_index(c->cols, row, i, k)];
         theirs[n] = g24[(row * c->cols / 4 + i) * K + k];
       }
   assert_true(relative_error(mine, theirs, (size_t)n) < 2e-5);
@@ -195,7 +195,7 @@ static void adamw_matches_pytorch(void **state) {
     const json_t *json = json_array_get(cases, i);
     int64_t groups = (int64_t)number(json, "groups");
     struct group_logits g;
-    must(groups_init(&g, backend_cpu(), 1, 4 * groups, &err), err);
+    must(groups_init(&g, backend_cpu(), 1, 4 * groups, false, &err), err);
     float *p = member(json, "start"), *end = member(json, "end");
     float *first = mem_alloc((size_t)(groups * K), sizeof *first, &err);
     float *second = mem_alloc((size_t)(groups * K), sizeof *second, &err);
@@ -212,7 +212,7 @@ static void adamw_matches_pytorch(void **state) {
       for (int64_t n = 0; n < groups * K; n++) gradient[n] *= 2;
       for (int64_t n = 0; n < groups; n++)
         for (int k = 0; k < MASK_STORED; k++)
-          g.gradient[mask_logit_index(g.cols, 0, n, k)] = gradient[n * K + k];
+          ((float *)g.gradient)[mask_logit_index(g.cols, 0, n, k)] = gradient[n * K + k];
       a.step = (int64_t)s + 1;
       mask_adamw_step(&a, 1, g.cols, g.gradient, g.logit, g.moment1, g.moment2, NULL);
       adamw_step(&a, groups * K, gradient, p, first, second);
@@ -222,7 +222,7 @@ static void adamw_matches_pytorch(void **state) {
     for (int64_t n = 0; n < groups; n++)
       for (int k = 0; k < MASK_STORED; k++) {
         double wanted = (double)end[n * K + k] - end[n * K + MASK_STORED];
-        assert_true(fabs(g.logit[mask_logit_index(g.cols, 0, n, k)] - wanted) < 1e-7);
+        assert_true(fabs(((float *)g.logit)[mask_logit_index(g.cols, 0, n, k)] - wanted) < 1e-7);
       }
     mem_free(p);
     mem_free(end);

@@ -318,15 +318,22 @@ static void every_step_has_the_density(void **state) {
   }
 }
 
+static size_t all_bytes(int64_t rows, int64_t cols, bool compact) {
+  const struct groups_bytes b = groups_bytes(rows, cols, compact);
+  return b.logits + b.gradients + b.moments;
+}
+
 /* docs/LEARNING.md: 21 bytes a weight where rows fill whole blocks of groups. */
 static void bytes_per_weight_are_as_documented(void **state) {
-  assert_int_equal(groups_bytes(576, 576), 21 * 576 * 576);
-  assert_int_equal(groups_bytes(1536, 576), 21 * 1536 * 576);
+  assert_int_equal(all_bytes(576, 576, false), 21 * 576 * 576);
+  assert_int_equal(all_bytes(1536, 576, false), 21 * 1536 * 576);
+  /* bf16 logits and gradients, a byte a moment, one for 16 of them */
+  assert_int_equal(all_bytes(1536, 576, true), 1536 * 576 / 64 * 16 * (5 * 4 + 11) + 1536 * 9 * 11);
   struct learn_settings joint = tiny_settings(LEARN_JOINT), tile = tiny_settings(LEARN_TILE);
   int64_t groups = 0;
   for (int i = 0; i < model_site_count(model); i++) {
     const struct linear_weight *w = &model_site(model, i)->weight;
-    groups += (int64_t)groups_bytes(linear_rows(w), linear_cols(w));
+    groups += (int64_t)all_bytes(linear_rows(w), linear_cols(w), false);
   }
   assert_int_equal(learner_bytes(model, &joint) - learner_bytes(model, &tile), groups);
   struct learn_settings eight = pattern_settings(LEARN_JOINT, 4, 8);
@@ -350,7 +357,7 @@ static void bad_numbers_stop_the_run(void **state) {
   struct learner l;
   struct step_result r;
   make_learner(&l, &s);
-  l.sites[0].groups.logit[3] = NAN;
+  ((float *)l.sites[0].groups.logit)[3] = NAN;
   float kept = l.tiles.logit[0];
   assert_int_equal(learner_step(&l, &windows, train, TOKENS / WINDOW, &r, &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "lower --lr"));

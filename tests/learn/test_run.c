@@ -69,11 +69,12 @@ static const char *in(const char *run, const char *name) {
 static double whole_seconds;
 
 static void kills_do_not_show(void **state) {
-  static const char *const modes[] = {"tile", "maskllm", "joint", "joint", "tile"};
+  static const char *const modes[] = {"tile", "maskllm", "joint", "joint", "tile", "joint"};
   static const char *const precision[] = {"--precision bf16", "--precision fp32", "",
-                                          "--pattern 4:8", "--pattern 1:4"};
-  static const char *const names[] = {"tile", "maskllm", "joint", "joint-4-8", "tile-1-4"};
-  for (int m = 0; m < 5; m++) {
+                                          "--pattern 4:8",    "--pattern 1:4",    "--compact"};
+  static const char *const names[] = {"tile",      "maskllm",  "joint",
+                                      "joint-4-8", "tile-1-4", "joint-compact"};
+  for (int m = 0; m < 6; m++) {
     char whole[32], killed[32], prefix[64], options[96];
     snprintf(whole, sizeof whole, "whole-%s", names[m]);
     snprintf(killed, sizeof killed, "killed-%s", names[m]);
@@ -246,7 +247,7 @@ static void wrong_usage(void **state) {
       {"--window 4096", STATUS_USAGE},      {"--micro 3", STATUS_USAGE},
       {"--tile 6", STATUS_USAGE},           {"--data /nowhere", STATUS_REFUSED},
       {"--prior /nowhere", STATUS_REFUSED}, {"--skip '*'", STATUS_USAGE},
-      {"--skip '*mlp*'", STATUS_REFUSED},
+      {"--skip '*mlp*'", STATUS_REFUSED},   {"--compact", STATUS_USAGE},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     int status = learn("", "tile", run, cases[i].more);

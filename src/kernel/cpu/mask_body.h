@@ -6,6 +6,7 @@
  * holds the four columns of groups i, i + 4, i + 8 ...), and their gradients transposed back.
  * Most of the time goes into noise: per group a Philox block and twelve logarithms. */
 #include "base/rng.h"
+#include "kernel/compact_body.h"
 #include "kernel/cpu/vec_math.h"
 #include "kernel/select.h"
 #include "sparse/mask.h"
@@ -276,5 +277,6 @@ static void choose(const float *logits, int64_t blocks, int32_t *code) {
 }
 
 static void fill_mask(struct kernel_table *table) {
-  table->mask = (struct mask_kernels){sample, backward, gradient_squares, adamw, choose};
+  table->mask = (struct mask_kernels){sample, backward,     gradient_squares, adamw,
+                                      choose, compact_step, compact_round};
 }

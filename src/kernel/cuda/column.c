@@ -343,6 +343,7 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
       .mask_backward = column_mask_backward,
       .mask_gradient_squares = column_mask_gradient_squares,
       .mask_adamw_step = column_mask_adamw_step,
+      .mask_compact_step = column_mask_compact_step,
       .mask_harden = column_mask_harden,
       .mask_keep = column_mask_keep,
   };

@@ -51,15 +51,18 @@ void column_attention_backward(const struct attention_shape *shape, const float 
 void column_mask_sample(const struct mask_source *source, struct matrix_view w,
                         enum dtype out_dtype, void *out, double *squares);
 void column_mask_backward(const struct mask_source *source, struct matrix_view w, const float *dw,
-                          struct mask_decay decay, bool accumulate, float *dlogits, double *dtile,
+                          struct mask_decay decay, bool accumulate, void *dlogits, double *dtile,
                           enum dtype out_dtype, void *out);
-void column_mask_gradient_squares(const float *gradient, int64_t rows, int64_t cols,
-                                  double *squares);
+void column_mask_gradient_squares(const void *gradient, enum dtype dtype, int64_t rows,
+                                  int64_t cols, double *squares);
 void column_mask_adamw_step(const struct mask_adamw *settings, int64_t rows, int64_t cols,
                             const float *gradient, float *logits, float *first, float *second,
                             uint8_t *codes, uint64_t *flips);
-void column_mask_harden(const float *logits, int64_t rows, int64_t cols, uint8_t *codes,
-                        uint64_t *flips);
+void column_mask_compact_step(const struct mask_adamw *settings,
+                              const struct mask_rounding *rounding, int64_t rows, int64_t cols,
+                              const struct mask_compact *state, uint8_t *codes, uint64_t *flips);
+void column_mask_harden(const void *logits, enum dtype dtype, int64_t rows, int64_t cols,
+                        uint8_t *codes, uint64_t *flips);
 void column_mask_keep(struct matrix_view w, const uint8_t *codes, const uint8_t *tiles,
                       int64_t tile_rows, int64_t tile_cols, float *out);
 

@@ -1,8 +1,7 @@
 /* The CUDA column's masks. */
-#include <math.h>
-
 #include "base/error.h"
 #include "kernel/cuda/column_internal.h"
+#include "kernel/mask_kernels.h"
 
 /* What block_sum and last_to_arrive use. */
 enum { SUM_SHARED_BYTES = 64 };
@@ -36,9 +35,11 @@ static struct mask_args arguments(const struct mask_source *s, struct matrix_vie
       .slope = s->kappa / s->tau,
       .inverse_tau = 1.0f / s->tau,
       .noise = s->noise,
+      .compact = s->logits && s->logit_dtype == DTYPE_BF16,
       .key = {s->key[0], s->key[1]},
       .tensor = s->tensor,
       .draw = s->draw,
+      .pass = s->pass,
   };
   args.counters = column_scratch(COLUMN_COUNTERS, (tiles + 1) * sizeof *args.counters);
   if (args.counters) args.parts = column_scratch(COLUMN_PARTS, args.blocks * sizeof *args.parts);
@@ -56,7 +57,7 @@ void column_mask_sample(const struct mask_source *source, struct matrix_view w,
 }
 
 void column_mask_backward(const struct mask_source *source, struct matrix_view w, const float *dw,
-                          struct mask_decay decay, bool accumulate, float *dlogits, double *dtile,
+                          struct mask_decay decay, bool accumulate, void *dlogits, double *dtile,
                           enum dtype out_dtype, void *out) {
   struct mask_args args = arguments(source, w);
   args.dw = dw;
@@ -81,15 +82,29 @@ static struct mask_update_args update_arguments(int64_t rows, int64_t cols) {
   return args;
 }
 
-void column_mask_gradient_squares(const float *gradient, int64_t rows, int64_t cols,
-                                  double *squares) {
+void column_mask_gradient_squares(const void *gradient, enum dtype dtype, int64_t rows,
+                                  int64_t cols, double *squares) {
   struct mask_update_args args = update_arguments(rows, cols);
+  args.compact = dtype == DTYPE_BF16;
   args.gradient = gradient;
   args.squares = squares;
   args.counters = column_scratch(COLUMN_COUNTERS, sizeof *args.counters);
   args.parts = column_scratch(COLUMN_PARTS, args.blocks * sizeof *args.parts);
   if (args.counters && args.parts)
     column_launch(LEARN_mask_squares, args.blocks, LEARN_THREADS, SUM_SHARED_BYTES, &args);
+}
+
+/* Constants of a step; returns the scale of the second moment's root. */
+static float put_factors(struct mask_update_args *args, const struct mask_adamw *o) {
+  const struct mask_adamw_factors f = mask_adamw_factors_of(o);
+  args->keep = f.keep;
+  args->rate = f.rate;
+  args->beta1 = f.beta1;
+  args->beta2 = f.beta2;
+  args->gradient_scale = f.gradient_scale;
+  args->epsilon = f.epsilon;
+  args->second_scale = f.second_scale;
+  return f.root_scale;
 }
 
 void column_mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols,
@@ -102,20 +117,35 @@ void column_mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t co
   args.second = second;
   args.codes = codes;
   args.flips = (unsigned long long *)flips;
-  args.keep = (float)(1 - (double)o->rate * o->weight_decay);
-  args.rate = (float)(o->rate / (1 - pow(o->beta1, (double)o->step)));
-  args.beta1 = o->beta1;
-  args.beta2 = o->beta2;
-  args.gradient_scale = o->gradient_scale;
-  args.epsilon = o->epsilon;
-  args.second_scale = (float)(1 / (1 - pow(o->beta2, (double)o->step)));
+  put_factors(&args, o);
   column_launch(LEARN_mask_adamw, args.blocks, LEARN_THREADS, 0, &args);
 }
 
-void column_mask_harden(const float *logits, int64_t rows, int64_t cols, uint8_t *codes,
-                        uint64_t *flips) {
+void column_mask_compact_step(const struct mask_adamw *o, const struct mask_rounding *rounding,
+                              int64_t rows, int64_t cols, const struct mask_compact *state,
+                              uint8_t *codes, uint64_t *flips) {
+  struct mask_compact_args args = {.update = update_arguments(rows, cols),
+                                   .first = state->first,
+                                   .second = state->second,
+                                   .first_scale = state->first_scale,
+                                   .second_scale = state->second_scale,
+                                   .key = {rounding->key[0], rounding->key[1]},
+                                   .tensor = rounding->tensor,
+                                   .step = (uint32_t)o->step};
+  args.update.gradient = state->gradient;
+  args.update.logits = state->logits;
+  args.update.compact = true;
+  args.update.codes = codes;
+  args.update.flips = (unsigned long long *)flips;
+  args.root_scale = put_factors(&args.update, o);
+  column_launch(LEARN_mask_compact, args.update.blocks, LEARN_THREADS, 0, &args);
+}
+
+void column_mask_harden(const void *logits, enum dtype dtype, int64_t rows, int64_t cols,
+                        uint8_t *codes, uint64_t *flips) {
   struct mask_update_args args = update_arguments(rows, cols);
-  args.logits = (float *)logits;
+  args.compact = dtype == DTYPE_BF16;
+  args.logits = (void *)logits;
   args.codes = codes;
   args.flips = (unsigned long long *)flips;
   column_launch(LEARN_mask_choose, args.blocks, LEARN_THREADS, 0, &args);

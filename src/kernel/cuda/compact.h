@@ -1,128 +1,142 @@
-/* Compact storage of 2:4 logits and moments, and the optimizer's step on it. After mask.h.
+/* The optimizer's step on compact storage: kernel/mask_compact.h, bit for bit. After mask.h.
  *
- * Logits and gradients are bf16. A plane of 16 moments is 16 bytes and one bf16 scale: first
- * moments as signed bytes, second moments by their roots as unsigned ones. Arithmetic is fp32 in
- * registers; what is stored again is rounded up or down at random, by counter-based noise, so that
- * its mean is what would have been stored: a step far below a unit of the last place still moves
- * logits, as often as its size says. The root of a second moment that is not zero never becomes
- * zero, for a step is divided by it. 8.1 bytes a weight, where fp32 takes 21. */
+ * A thread to a group; the 16 lanes that share a plane find its largest moment by shuffles. Sums of
+ * products are fused by hand, and no other product meets a sum, so that the compiler has nothing
+ * to fuse that the CPU does not. */
 #ifndef TSR_KERNEL_CUDA_COMPACT_H
 #define TSR_KERNEL_CUDA_COMPACT_H
 
 #include "kernel/cuda/mask.h"
 
-/* --- rounding --- */
-
-/* 22 words of noise for a slot: 16 bits for each logit, 8 for each moment. Their counters' second
- * word is never 0, as that of masks is. */
-struct slot_noise {
-  uint32_t words[8];
-};
-DEVICE struct slot_noise storage_noise(const struct mask_compact_args *a, uint64_t slot) {
-  struct slot_noise n;
-  UNROLL for (uint32_t half = 0; half < 2; half++)
-      philox(a->key, (uint32_t)slot, 0x53544f00u | half | (uint32_t)(slot >> 32) << 8, a->tensor,
-             a->step, n.words + 4 * half);
-  return n;
-}
-/* In [0, 1): 16 bits of it, k below 5; 8 bits of it, k below 11. */
-DEVICE uint32_t noise_bits16(const struct slot_noise *n, int k) {
-  return n->words[k / 2] >> (16 * (k % 2)) & 0xffff;
-}
-DEVICE float noise_share(const struct slot_noise *n, int k) {
-  const uint32_t byte = n->words[3 + k / 4] >> (8 * (k % 4)) & 0xff;
-  return ((float)byte + 0.5f) * (1.0f / 256);
-}
-
-/* x, finite, to bf16: its neighbours with probabilities that make the mean x. */
-DEVICE uint16_t bf16_at_random(float x, uint32_t noise) {
-  return (uint16_t)((bits_of_float(x) + noise) >> 16);
-}
-
-/* The largest of 16 lanes' values that are not negative. */
-DEVICE float plane_max(float x) {
+/* The largest of 16 lanes' words. */
+DEVICE uint32_t plane_most(uint32_t x) {
   UNROLL for (uint32_t step = 8; step; step /= 2) {
-    const float other = float_of_bits(shuffle_xor(bits_of_float(x), step));
+    const uint32_t other = shuffle_xor(x, step);
     x = other > x ? other : x;
   }
   return x;
 }
-/* A scale by which `most` becomes `units` or a little less; bf16 rounds it by up to 1 / 256. */
-DEVICE uint16_t plane_scale(float most, float units) { return bf16_round(most * (1.01f / units)); }
 
-/* --- the step --- */
+/* compact_scale, compact_code and compact_bits of kernel/mask_compact.h, for the device. */
 
-DEVICE float load_moment(const void *bytes, const uint16_t *scales, uint64_t plane, uint32_t lane,
-                         bool is_signed) {
-  const float scale = bf16_widen(global_load_fresh(scales + plane));
-  const uint8_t byte = global_load_fresh((const uint8_t *)bytes + plane * MASK_LANES + lane);
-  return scale * (is_signed ? (float)(int8_t)byte : (float)byte);
+/* The shared exponent of a plane whose largest value's bits, sign aside, are `most`. */
+DEVICE uint32_t shared_exponent(uint32_t most, int mantissa) {
+  /* one more where rounding up may carry into the next power of two */
+  const uint32_t field = (most + (1u << (23 - mantissa)) - 1) >> 23;
+  return most < 1u << 23 ? 0 : field < 254 ? field : 254;
+}
+/* The bits of a value without sign, at most the plane's largest, to a code; noise of 16 bits. A
+ * value that is not 0 becomes `least` at least. */
+DEVICE uint32_t moment_code(uint32_t bits, uint32_t scale, int mantissa, int32_t least,
+                            uint32_t noise) {
+  const int32_t exponent = (int32_t)(bits >> 23) - ((int32_t)scale - COMPACT_EXPONENTS);
+  const int32_t rest = (int32_t)(bits & 0x7fffff);
+  const int32_t shift = exponent > -23 ? 1 - exponent : 24; /* of what is below the span */
+  const int32_t fixed =
+      exponent > 0 ? exponent * (1 << 23) + rest : (rest | 1 << 23) >> (shift & 31);
+  const int32_t code = (fixed + (int32_t)(noise << (7 - mantissa))) >> (23 - mantissa);
+  return !bits || !scale ? 0 : (uint32_t)(code < least ? least : code);
+}
+DEVICE uint32_t moment_bits(uint32_t code, uint32_t scale, int mantissa) {
+  const int32_t base = (int32_t)scale - COMPACT_EXPONENTS;
+  const int32_t high = (int32_t)(code << (23 - mantissa)) + base * (1 << 23);
+  /* below the span, multiples of a unit: the bits of the leading one and the rest */
+  const int32_t lead = code & 16 ? 4 : code & 8 ? 3 : code & 4 ? 2 : code & 2 ? 1 : 0;
+  const int32_t low =
+      (base + 1 - mantissa + lead) * (1 << 23) + (int32_t)((code << (23 - lead)) & 0x7fffff);
+  const int32_t bits = code >> mantissa ? high : low;
+  return !code || bits < 1 << 23 ? 0 : (uint32_t)bits;
+}
+
+DEVICE float load_moment(const uint8_t *bytes, const uint8_t *scales, uint64_t plane, uint32_t lane,
+                         bool is_first) {
+  const int mantissa = is_first ? COMPACT_FIRST_MANTISSA : COMPACT_SECOND_MANTISSA;
+  const uint32_t scale = global_load_fresh(scales + plane);
+  const uint32_t byte = global_load_fresh(bytes + plane * MASK_LANES + lane);
+  const uint32_t bits = moment_bits(is_first ? byte & 0x7f : byte, scale, mantissa);
+  return float_of_bits(is_first ? bits | byte >> 7 << 31 : bits);
 }
 
 /* Stores a first moment, or the root of a second one; all lanes of the warp. */
-DEVICE void store_moment(void *bytes, uint16_t *scales, uint64_t plane, uint32_t lane, float x,
-                         bool is_signed, float noise, bool exists) {
-  const uint16_t scale = plane_scale(plane_max(x < 0 ? -x : x), is_signed ? 127.0f : 255.0f);
-  const float units = bf16_widen(scale) > 0 ? x / bf16_widen(scale) : 0;
-  float rounded = floorf(units + noise);
-  if (!is_signed && rounded < 1 && x > 0) rounded = 1;
+DEVICE void store_moment(uint8_t *bytes, uint8_t *scales, uint64_t plane, uint32_t lane, float x,
+                         bool is_first, uint32_t noise, bool exists) {
+  const int mantissa = is_first ? COMPACT_FIRST_MANTISSA : COMPACT_SECOND_MANTISSA;
+  const uint32_t bits = bits_of_float(x), size = bits & 0x7fffffffu;
+  const uint32_t scale = shared_exponent(plane_most(size), mantissa);
+  const uint32_t code =
+      moment_code(size, scale, mantissa, is_first ? 0 : COMPACT_LEAST_ROOT, noise);
   if (!exists) return;
-  global_store((uint8_t *)bytes + plane * MASK_LANES + lane, (uint8_t)(int32_t)rounded);
-  if (lane == 0) global_store(scales + plane, scale);
+  global_store(bytes + plane * MASK_LANES + lane,
+               (uint8_t)(is_first ? code | bits >> 31 << 7 : code));
+  if (lane == 0) global_store(scales + plane, (uint8_t)scale);
 }
 
-DEVICE void compact_gradients(const struct mask_compact_args *a, uint64_t at, bool exists,
+DEVICE void compact_gradients(const struct mask_update_args *a, uint64_t at, bool exists,
                               float g[MASK_SIX]) {
   g[MASK_FIVE] = 0;
   UNROLL for (int k = 0; k < MASK_FIVE; k++) {
-    g[k] = 0;
-    if (exists)
-      g[k] =
-          a->gradient_scale * bf16_widen(global_load(a->gradient + at + (uint32_t)k * MASK_LANES));
-    g[MASK_FIVE] -= g[k];
+    const float x = exists ? load_logit(a->gradient, true, at + (uint32_t)k * MASK_LANES) : 0;
+    g[k] = a->gradient_scale * x;
+    g[MASK_FIVE] = fmaf(-a->gradient_scale, x, g[MASK_FIVE]);
   }
 }
 
-/* Moves a group's moments; u as group_moments gives it. */
-DEVICE void compact_moments(const struct mask_compact_args *a, uint64_t block, uint32_t lane,
-                            const float g[MASK_SIX], const struct slot_noise *n, bool exists,
+/* Moves a group's moments; u as group_moments gives it. `words`: of the slot, 16 halves. */
+DEVICE void compact_moments(const struct mask_compact_args *c, uint64_t block, uint32_t lane,
+                            const float g[MASK_SIX], const uint32_t *words, bool exists,
                             float u[MASK_SIX]) {
+  const struct mask_update_args *a = &c->update;
   float last = 0;
   UNROLL for (int k = 0; k < MASK_SIX; k++) {
     const uint64_t five = block * MASK_FIVE + (uint32_t)k, six = block * MASK_SIX + (uint32_t)k;
     float m = last;
     if (k < MASK_FIVE) {
-      m = (1 - a->beta1) * g[k];
-      if (exists) m = fmaf(a->beta1, load_moment(a->first, a->first_scale, five, lane, true), m);
-      store_moment(a->first, a->first_scale, five, lane, m, true, noise_share(n, k), exists);
+      const float old = exists ? load_moment(c->first, c->first_scale, five, lane, true) : 0;
+      m = fmaf(a->beta1, old, (1 - a->beta1) * g[k]);
+      store_moment(c->first, c->first_scale, five, lane, m, true, noise_half(words, MASK_FIVE + k),
+                   exists);
       last -= m;
     }
-    const float root = exists ? load_moment(a->second, a->second_scale, six, lane, false) : 0;
-    const float v = sqrtf(fmaf(a->beta2, root * root, (1 - a->beta2) * g[k] * g[k]));
-    store_moment(a->second, a->second_scale, six, lane, v, false, noise_share(n, MASK_FIVE + k),
-                 exists);
-    u[k] = a->rate * m / (v * a->root_scale + a->epsilon);
+    const float root = exists ? load_moment(c->second, c->second_scale, six, lane, false) : 0;
+    const float v = sqrtf(fmaf(a->beta2 * root, root, (1 - a->beta2) * g[k] * g[k]));
+    store_moment(c->second, c->second_scale, six, lane, v, false,
+                 noise_half(words, 2 * MASK_FIVE + k), exists);
+    u[k] = a->rate * m / fmaf(v, c->root_scale, a->epsilon);
   }
 }
 
-DEVICE void compact_body(const struct mask_compact_args *a) {
-  const uint64_t step = (uint64_t)a->blocks * LEARN_THREADS, slots = a->slots;
+DEVICE void compact_body(const struct mask_compact_args *c) {
+  const struct mask_update_args *a = &c->update;
+  const uint64_t step = (uint64_t)a->blocks * LEARN_THREADS, slots = slot_count(a);
+  uint32_t flips = 0;
   for (uint64_t base = first_element() / 32 * 32; base < slots; base += step) {
-    const uint64_t slot = base + thread_index() % 32, block = slot / MASK_LANES;
-    const uint32_t lane = (uint32_t)(slot % MASK_LANES);
+    const uint64_t slot = base + thread_index() % 32, row_slots = a->row_blocks * MASK_LANES;
+    const uint64_t block = slot / MASK_LANES;
+    const uint32_t lane = (uint32_t)(slot % MASK_LANES), row = (uint32_t)(slot / row_slots);
+    const uint32_t group = slot < slots ? (uint32_t)(slot % row_slots) : a->groups;
     const uint64_t at = block * (MASK_FIVE * MASK_LANES) + lane;
     const bool exists = slot < slots;
-    const struct slot_noise noise = storage_noise(a, slot);
-    float g[MASK_SIX], u[MASK_SIX];
+    float g[MASK_SIX], u[MASK_SIX], logits[MASK_SIX];
+    uint32_t words[8];
+    UNROLL for (uint32_t half = 0; half < 2; half++) storage_words(
+        c->key, slot, COMPACT_STEP_STREAM | half, c->tensor, c->step, words + 4 * half);
     compact_gradients(a, at, exists, g);
-    compact_moments(a, block, lane, g, &noise, exists, u);
+    compact_moments(c, block, lane, g, words, exists, u);
+    logits[MASK_FIVE] = 0;
     UNROLL for (int k = 0; k < MASK_FIVE; k++) {
-      if (!exists) continue;
-      uint16_t *logit = a->logits + at + (uint32_t)k * MASK_LANES;
-      const float x = a->keep * bf16_widen(global_load_fresh(logit)) - (u[k] - u[MASK_FIVE]);
-      global_store(logit, bf16_at_random(x, noise_bits16(&noise, k)));
+      uint16_t *logit = (uint16_t *)a->logits + at + (uint32_t)k * MASK_LANES;
+      uint16_t stored = 0;
+      if (exists) {
+        const float before = bf16_widen(global_load_fresh(logit));
+        stored =
+            bf16_at_random(fmaf(a->keep, before, -(u[k] - u[MASK_FIVE])), noise_half(words, k));
+        global_store(logit, stored);
+      }
+      logits[k] = bf16_widen(stored);
     }
+    if (a->codes) flips += put_code(a, row, group, best_code(logits, group_width(a->cols, group)));
   }
+  if (a->codes) add_flips(a, flips);
 }
 KERNEL(mask_compact, compact_body, LEARN_THREADS, struct mask_compact_args)
 

@@ -79,7 +79,7 @@ struct loss_args {
  * that comes last; counters (tiles + 1) are zero between launches. */
 enum { MASK_STRIP_ROWS = 32 };
 struct mask_args {
-  const float *logits;    /* (rows, row_blocks, 5, 16) or NULL: */
+  const void *logits;     /* (rows, row_blocks, 5, 16), bf16 where it is compact; or NULL: */
   const uint8_t *codes;   /* (rows, code_stride) */
   const float *tile_soft; /* (tile rows, tile_columns) or NULL */
   const void *w;          /* (rows, cols) of `type` */
@@ -87,11 +87,11 @@ struct mask_args {
   uint32_t type, rows, cols, groups, row_blocks, code_stride;
   uint32_t tile_rows, tile_groups, tile_columns, strips_per_tile, blocks;
   float slope, inverse_tau;
-  bool noise, accumulate, out_is_bf16;
-  uint32_t key[2], tensor, draw;
-  double decay; /* over the root of *decay_squares where that is not NULL */
+  bool noise, accumulate, out_is_bf16, compact;
+  uint32_t key[2], tensor, draw, pass; /* pass: of what rounds compact gradients */
+  double decay;                        /* over the root of *decay_squares where that is not NULL */
   const double *decay_squares;
-  float *dlogits;  /* like logits; backward, learned sources */
+  void *dlogits;   /* like logits; backward, learned sources */
   double *dtile;   /* (tile rows, tile_columns); backward, where there is tile_soft */
   void *out;       /* (rows, cols), or NULL in backward */
   double *squares; /* sample */
@@ -100,28 +100,26 @@ struct mask_args {
 };
 
 struct mask_update_args {
-  const float *gradient; /* (rows, row_blocks, 5, 16) */
-  float *logits, *first; /* the same */
-  float *second;         /* (rows, row_blocks, 6, 16) */
-  uint8_t *codes;        /* (rows, code_stride) or NULL */
+  const void *gradient; /* (rows, row_blocks, 5, 16), f32, or bf16 where it is compact */
+  void *logits;         /* the same */
+  float *first;         /* the same, f32 */
+  float *second;        /* (rows, row_blocks, 6, 16) */
+  uint8_t *codes;       /* (rows, code_stride) or NULL */
   unsigned long long *flips;
   uint32_t rows, cols, groups, row_blocks, code_stride, blocks;
+  bool compact;
   float keep, rate, beta1, beta2, gradient_scale, epsilon, second_scale;
   double *squares, *parts; /* of gradients: 1, (blocks) */
   uint32_t *counters;      /* (1), zero between launches */
 };
 
-/* AdamW on compact storage (compact.h): planes of 16 as in the other layouts, `slots` = rows *
- * row_blocks * 16. Constants as above; root_scale is that of the root of the second moment. */
+/* AdamW on compact storage (kernel/mask_compact.h, compact.h). Of `update`, first, second and
+ * second_scale are not used. */
 struct mask_compact_args {
-  const uint16_t *gradient; /* bf16 (rows, row_blocks, 5, 16) */
-  uint16_t *logits;         /* the same */
-  int8_t *first;            /* the same, by first_scale (rows, row_blocks, 5), bf16 */
-  uint8_t *second;          /* roots (rows, row_blocks, 6, 16), by second_scale (.., 6), bf16 */
-  uint16_t *first_scale, *second_scale;
-  uint64_t slots;
-  uint32_t blocks, key[2], tensor, step;
-  float keep, rate, beta1, beta2, gradient_scale, epsilon, root_scale;
+  struct mask_update_args update;
+  uint8_t *first, *second, *first_scale, *second_scale; /* as in struct mask_compact */
+  uint32_t key[2], tensor, step;
+  float root_scale;
 };
 
 struct mask_keep_args {

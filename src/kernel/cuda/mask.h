@@ -8,6 +8,7 @@
 #define TSR_KERNEL_CUDA_MASK_H
 
 #include "kernel/cuda/rows.h"
+#include "kernel/mask_compact.h"
 
 #define MASK_SIX 6
 #define MASK_FIVE 5
@@ -71,10 +72,16 @@ DEVICE uint64_t logit_at(uint32_t row_blocks, uint32_t row, uint32_t group, int 
   return (block * MASK_FIVE + (uint32_t)k) * MASK_LANES + group % MASK_LANES;
 }
 
+/* An element of logits or gradients, fp32 or compact. */
+DEVICE float load_logit(const void *from, bool compact, uint64_t at) {
+  return compact ? bf16_widen(global_load((const uint16_t *)from + at))
+                 : global_load((const float *)from + at);
+}
+
 DEVICE void group_probabilities(const struct mask_args *a, uint32_t row, uint32_t group,
                                 uint32_t width, float y[MASK_SIX]) {
   UNROLL for (int k = 0; k < MASK_FIVE; k++) y[k] =
-      a->slope * global_load(a->logits + logit_at(a->row_blocks, row, group, k));
+      a->slope * load_logit(a->logits, a->compact, logit_at(a->row_blocks, row, group, k));
   y[MASK_FIVE] = 0;
   if (a->noise) {
     uint32_t words[4];
@@ -208,19 +215,45 @@ DEVICE float decay_of(const struct mask_args *a) {
   return squares > 0 ? (float)(a->decay / sqrt(squares)) : 0;
 }
 
+/* x to bf16: its neighbours with probabilities that make the mean x. */
+DEVICE uint16_t bf16_at_random(float x, uint32_t noise) {
+  const uint32_t bits = bits_of_float(x);
+  return (uint16_t)(((bits & 0x7f800000u) == 0x7f800000u ? bits : bits + noise) >> 16);
+}
+/* Number k of the 16-bit halves of Philox's words. */
+DEVICE uint32_t noise_half(const uint32_t *words, int k) {
+  return words[k / 2] >> (16 * (k % 2)) & 0xffff;
+}
+/* The slot's words of a stream of kernel/mask_compact.h. */
+DEVICE void storage_words(const uint32_t key[2], uint64_t slot, uint32_t stream, uint32_t tensor,
+                          uint32_t draw, uint32_t out[4]) {
+  philox(key, (uint32_t)slot, stream | (uint32_t)(slot >> 32) << 8, tensor, draw, out);
+}
+
 /* d(logit)_k = slope * y_k * (dy_k - sum_j y_j dy_j), dy_k = sum of dM24 over its positions; the
  * sum over j is the sum of m_c * dM24_c. */
 DEVICE void store_logit_gradients(const struct mask_args *a, uint32_t row, uint32_t group,
                                   const struct group *g, const float dm24[4]) {
   float mean = 0;
+  uint32_t words[4] = {0};
   UNROLL for (int c = 0; c < 4; c++) mean = fmaf(g->m[c], dm24[c], mean);
+  if (a->compact)
+    storage_words(a->key, (uint64_t)row * a->row_blocks * MASK_LANES + group,
+                  COMPACT_GRADIENT_STREAM, a->tensor, a->pass, words);
   UNROLL for (int k = 0; k < MASK_FIVE; k++) {
     const uint32_t code = candidate_code(k);
-    float *to = a->dlogits + logit_at(a->row_blocks, row, group, k);
+    const uint64_t at = logit_at(a->row_blocks, row, group, k);
     float dy = 0;
     UNROLL for (uint32_t c = 0; c < 4; c++) if ((code & 3) == c || code >> 2 == c) dy += dm24[c];
     const float d = a->slope * g->y[k] * (dy - mean);
-    global_store(to, a->accumulate ? global_load_fresh(to) + d : d);
+    if (a->compact) {
+      uint16_t *to = (uint16_t *)a->dlogits + at;
+      const float x = a->accumulate ? bf16_widen(global_load_fresh(to)) + d : d;
+      global_store(to, bf16_at_random(x, noise_half(words, k)));
+    } else {
+      float *to = (float *)a->dlogits + at;
+      global_store(to, a->accumulate ? global_load_fresh(to) + d : d);
+    }
   }
 }
 
@@ -309,7 +342,9 @@ DEVICE void choose_body(const struct mask_update_args *a) {
     const uint32_t group = slot < slots ? (uint32_t)(slot % row_slots) : a->groups;
     float logits[MASK_SIX];
     UNROLL for (int k = 0; k < MASK_FIVE; k++) logits[k] =
-        group < a->groups ? global_load(a->logits + logit_at(a->row_blocks, row, group, k)) : 0;
+        group < a->groups
+            ? load_logit(a->logits, a->compact, logit_at(a->row_blocks, row, group, k))
+            : 0;
     logits[MASK_FIVE] = 0;
     flips += put_code(a, row, group, best_code(logits, group_width(a->cols, group)));
   }
@@ -340,7 +375,7 @@ DEVICE void six_gradients(const struct mask_update_args *a, uint64_t at, float s
                           float g[MASK_SIX]) {
   g[MASK_FIVE] = 0;
   UNROLL for (int k = 0; k < MASK_FIVE; k++) {
-    g[k] = scale * global_load(a->gradient + at + (uint32_t)k * MASK_LANES);
+    g[k] = scale * load_logit(a->gradient, a->compact, at + (uint32_t)k * MASK_LANES);
     g[MASK_FIVE] -= g[k];
   }
 }
@@ -396,7 +431,7 @@ DEVICE void adamw_body(const struct mask_update_args *a) {
       six_gradients(a, at, a->gradient_scale, g);
       group_moments(a, at, block * (MASK_SIX * MASK_LANES) + lane, g, u);
       UNROLL for (int k = 0; k < MASK_FIVE; k++) {
-        float *logit = a->logits + at + (uint32_t)k * MASK_LANES;
+        float *logit = (float *)a->logits + at + (uint32_t)k * MASK_LANES;
         logits[k] = a->keep * global_load_fresh(logit) - (u[k] - u[MASK_FIVE]);
         global_store(logit, logits[k]);
       }

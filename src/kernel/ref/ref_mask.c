@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "base/rng.h"
+#include "kernel/compact_body.h"
 #include "kernel/ref/ref.h"
 #include "sparse/mask.h"
 
@@ -153,5 +154,6 @@ static void choose(const float *logits, int64_t blocks, int32_t *code) {
 }
 
 void ref_fill_mask(struct kernel_table *table) {
-  table->mask = (struct mask_kernels){sample, backward, gradient_squares, adamw, choose};
+  table->mask = (struct mask_kernels){sample, backward,     gradient_squares, adamw,
+                                      choose, compact_step, compact_round};
 }
