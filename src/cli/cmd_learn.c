@@ -16,7 +16,7 @@ struct learn_options {
   struct text_list prior, skip;
   int64_t seed, tile, calib_tokens;
   double lr, checkpoint_every;
-  bool resume, dry_run, tfevents, recompute, compact;
+  bool resume, dry_run, tfevents, recompute, compact, offload, graphs;
   struct common_options common;
 };
 
@@ -116,6 +116,11 @@ static const struct option options[] = {
     {"compact", OPTION_FLAG, AT(compact), NULL, 0, 0, NULL, NULL,
      "keep 2:4 logits, their gradients and moments in 8 bytes a weight in place of 21, rounded at "
      "random; a little worse than the default, which takes more memory"},
+    {"offload", OPTION_FLAG, AT(offload), NULL, 0, 0, NULL, NULL,
+     "--device cuda: moments lie in the host's memory and pass through the card once a step; the "
+     "same bits, slower: the last resort where memory is short"},
+    {"graphs", OPTION_FLAG, AT(graphs), NULL, 0, 0, NULL, NULL,
+     "--device cuda: queue what repeats in a step as graphs; the same bits"},
     REAL("init-std", init_std, "standard deviation of random logits"),
     REAL("prior-strength", prior_strength_tile, "strength of the tile prior"),
     REAL("prior-strength-24", prior_strength_24, "strength of the 2:4 prior"),
@@ -134,6 +139,9 @@ static enum status check_given(const struct learn_options *o, struct error *err)
     return error_set(err, STATUS_USAGE, "--tokens is missing (or --budget, a time): what to spend");
   if (o->s.tokens > 0 && o->budget)
     return error_set(err, STATUS_USAGE, "--tokens and --budget both say what to spend: give one");
+  if ((o->offload || o->graphs) && !o->dry_run && !strcmp(o->device, "cpu"))
+    return error_set(err, STATUS_USAGE, "--%s is for --device cuda",
+                     o->offload ? "offload" : "graphs");
   if (o->prior.count > PRIOR_FILES_MAX)
     return error_set(err, STATUS_USAGE, "--prior may be given %d times", PRIOR_FILES_MAX);
   return STATUS_OK;
@@ -156,6 +164,8 @@ static void fill_request(struct learn_request *q, const struct learn_options *o,
   q->settings.mode = (enum learn_mode)o->mode;
   q->settings.recompute = o->recompute;
   q->settings.compact = o->compact;
+  q->settings.offload = o->offload;
+  q->settings.graphs = o->graphs;
   q->settings.seed = (uint64_t)o->seed;
   q->settings.tile_rows = q->settings.tile_cols = o->tile;
   q->settings.lr_tile = NAN;

@@ -18,6 +18,8 @@
 #include "kernel/mask_compact.h"
 #include "kernel/ops.h"
 
+enum { BACKEND_BUFFERS = 2 };
+
 /* `decay` of mask_backward: factor, or factor / sqrt(*squares) (0 where that is 0). */
 struct mask_decay {
   double factor;
@@ -43,6 +45,20 @@ struct backend {
   enum status (*wait)(struct error *err);
   void (*clear)(void *memory, size_t bytes);
   void (*copy_floats)(float *to, const float *from, int64_t n);
+
+  /* --- beside a card's work; NULL on the CPU, whose memory is the host's --- */
+  /* The host's memory as a card copies it without a stop: zeroed, pinned. */
+  enum status (*alloc_host)(size_t bytes, void **out, struct error *err);
+  void (*free_host)(void *memory);
+  /* Two lanes of copies, one each way, through BACKEND_BUFFERS numbered buffers of the caller's.
+   * `fetch` brings host memory into a buffer once all that was put before from it has left;
+   * operations queued after `arrive` find it there; `put` takes the buffer back to the host when
+   * what was queued before it is done. `wait` waits for both lanes. */
+  void (*fetch)(int buffer, void *to, const void *from, size_t bytes);
+  void (*arrive)(int buffer);
+  void (*put)(int buffer, void *to, const void *from, size_t bytes);
+  /* Whether what repeats is replayed as graphs, to the same bits (kernel/cuda/record.h). */
+  enum status (*record)(bool on, struct error *err);
 
   /* --- products; weights are dense where is_host is false --- */
   void (*linear_forward)(const struct linear_weight *w, const float *bias, const float *x,

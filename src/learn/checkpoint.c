@@ -98,10 +98,10 @@ static size_t source_bytes(const struct tensor_source *s) {
 /* An array of the groups, wherever it lies. */
 static enum status add_planes(struct table *t, const struct group_logits *g, const char *prefix,
                               const char *name, enum dtype dtype, int64_t lanes, int planes,
-                              const void *data, struct error *err) {
+                              const void *data, bool far_away, struct error *err) {
   const int64_t width = mask_row_blocks(g->cols) * lanes;
   enum status status = add(t, err, prefix, name, dtype, g->rows, width, planes, data);
-  if (status != STATUS_OK || g->ops->is_host) return status;
+  if (status != STATUS_OK || !far_away) return status;
   struct tensor_source *item = &t->items[t->count - 1];
   struct far_tensor *far = &t->far[t->far_count++];
   *far = (struct far_tensor){g->ops, data, source_bytes(item), t->room};
@@ -115,19 +115,25 @@ static enum status add_groups(struct table *t, const struct group_logits *g, con
                               struct error *err) {
   const enum dtype moment = g->compact ? DTYPE_U8 : DTYPE_F32;
   const int five = MASK_STORED, six = MASK_STORED + 1;
+  const bool far = !g->ops->is_host, moments_far = far && !g->offload;
   enum status status =
-      add_planes(t, g, "logit.", name, groups_dtype(g), MASK_BLOCK, five, g->logit, err);
+      add_planes(t, g, "logit.", name, groups_dtype(g), MASK_BLOCK, five, g->logit, far, err);
   if (!status)
-    status = add_planes(t, g, "moment1.", name, moment, MASK_BLOCK, five, g->moment1, err);
+    status =
+        add_planes(t, g, "moment1.", name, moment, MASK_BLOCK, five, g->moment1, moments_far, err);
   if (!status)
-    status = add_planes(t, g, "moment2.", name, moment, MASK_BLOCK, six, g->moment2, err);
+    status =
+        add_planes(t, g, "moment2.", name, moment, MASK_BLOCK, six, g->moment2, moments_far, err);
   if (status || !g->compact) return status;
-  status = add_planes(t, g, "scale1.", name, DTYPE_U8, 1, five, g->scale1, err);
-  return status ? status : add_planes(t, g, "scale2.", name, DTYPE_U8, 1, six, g->scale2, err);
+  status = add_planes(t, g, "scale1.", name, DTYPE_U8, 1, five, g->scale1, moments_far, err);
+  return status ? status
+                : add_planes(t, g, "scale2.", name, DTYPE_U8, 1, six, g->scale2, moments_far, err);
 }
 
 static enum status make_far(struct table *t, const struct learner *l, struct error *err) {
   if (l->ops->is_host) return STATUS_OK;
+  enum status status = l->ops->wait(err); /* moments may be on their way to the host */
+  if (status != STATUS_OK) return status;
   t->far = mem_alloc(5 * (size_t)l->site_count, sizeof *t->far, err);
   t->room = mem_alloc(PIECE_BYTES, 1, err);
   return t->far && t->room ? STATUS_OK : STATUS_FAILED;

@@ -1,6 +1,8 @@
 /* Storage of 2:4 logits: see groups.h. */
 #include "learn/groups.h"
 
+#include "base/error.h"
+
 struct groups_bytes groups_bytes(int64_t rows, int64_t cols, bool compact) {
   const size_t five = (size_t)mask_logit_count(rows, cols);
   const size_t six = (size_t)mask_second_count(rows, cols);
@@ -10,33 +12,63 @@ struct groups_bytes groups_bytes(int64_t rows, int64_t cols, bool compact) {
                                sizeof(float) * (five + six)};
 }
 
-enum status groups_init(struct group_logits *g, const struct backend *ops, int64_t rows,
-                        int64_t cols, bool compact, struct error *err) {
-  const struct groups_bytes bytes = groups_bytes(rows, cols, compact);
+/* Where moments lie behind a pointer; `end` of them all. */
+struct moments {
+  char *first, *second;
+  uint8_t *scale1, *scale2;
+  char *end;
+};
+
+static struct moments moments_at(void *base, int64_t rows, int64_t cols, bool compact) {
   const size_t five = (size_t)mask_logit_count(rows, cols);
   const size_t six = (size_t)mask_second_count(rows, cols);
   const size_t size = compact ? 1 : sizeof(float); /* of a moment */
-  *g = (struct group_logits){.ops = ops, .rows = rows, .cols = cols, .compact = compact};
+  struct moments m = {.first = base};
+  /* whole blocks of groups keep what follows aligned to 16 bytes */
+  m.second = m.first + five * size;
+  m.end = m.second + six * size;
+  if (!compact) return m;
+  m.scale1 = (uint8_t *)m.end;
+  m.scale2 = m.scale1 + five / MASK_BLOCK;
+  m.end = (char *)m.scale2 + six / MASK_BLOCK;
+  return m;
+}
+
+enum status groups_init(struct group_logits *g, const struct backend *ops, int64_t rows,
+                        int64_t cols, bool compact, bool offload, struct error *err) {
+  const struct groups_bytes bytes = groups_bytes(rows, cols, compact);
+  INVARIANT(!offload || !ops->is_host);
+  *g = (struct group_logits){.ops = ops,
+                             .rows = rows,
+                             .cols = cols,
+                             .compact = compact,
+                             .offload = offload,
+                             .moment_bytes = bytes.moments};
   enum status status = ops->alloc(bytes.logits, &g->logit, err);
   if (status == STATUS_OK) status = ops->alloc(bytes.gradients, &g->gradient, err);
-  if (status == STATUS_OK) status = ops->alloc(five * size, &g->moment1, err);
-  if (status == STATUS_OK) status = ops->alloc(six * size, &g->moment2, err);
-  if (status == STATUS_OK && compact) {
-    status = ops->alloc(five / MASK_BLOCK, (void **)&g->scale1, err);
-    if (status == STATUS_OK) status = ops->alloc(six / MASK_BLOCK, (void **)&g->scale2, err);
+  if (status == STATUS_OK)
+    status = (offload ? ops->alloc_host : ops->alloc)(bytes.moments, &g->moments, err);
+  if (status != STATUS_OK) {
+    groups_free(g);
+    return status;
   }
-  if (status != STATUS_OK) groups_free(g);
-  return status;
+  const struct moments m = moments_at(g->moments, rows, cols, compact);
+  INVARIANT(m.end == m.first + bytes.moments);
+  g->moment1 = m.first;
+  g->moment2 = m.second;
+  g->scale1 = m.scale1;
+  g->scale2 = m.scale2;
+  return STATUS_OK;
 }
 
 void groups_free(struct group_logits *g) {
   if (!g->ops) return;
   g->ops->free(g->logit);
   g->ops->free(g->gradient);
-  g->ops->free(g->moment1);
-  g->ops->free(g->moment2);
-  g->ops->free(g->scale1);
-  g->ops->free(g->scale2);
+  if (g->offload)
+    g->ops->free_host(g->moments);
+  else
+    g->ops->free(g->moments);
   *g = (struct group_logits){0};
 }
 
@@ -60,12 +92,18 @@ enum status groups_load(const struct group_logits *g, float *made, struct error 
 }
 
 void groups_step(const struct group_logits *g, const struct mask_adamw *settings,
-                 const struct mask_rounding *rounding, uint8_t *codes, uint64_t *flips) {
-  const struct mask_compact state = {g->gradient, g->logit,  g->moment1,
-                                     g->moment2,  g->scale1, g->scale2};
+                 const struct mask_rounding *rounding, void *moments, uint8_t *codes,
+                 uint64_t *flips) {
+  const struct moments m = moments_at(moments, g->rows, g->cols, g->compact);
+  const struct mask_compact state = {.gradient = g->gradient,
+                                     .logits = g->logit,
+                                     .first = (uint8_t *)m.first,
+                                     .second = (uint8_t *)m.second,
+                                     .first_scale = m.scale1,
+                                     .second_scale = m.scale2};
   if (g->compact)
     g->ops->mask_compact_step(settings, rounding, g->rows, g->cols, &state, codes, flips);
   else
-    g->ops->mask_adamw_step(settings, g->rows, g->cols, g->gradient, g->logit, g->moment1,
-                            g->moment2, codes, flips);
+    g->ops->mask_adamw_step(settings, g->rows, g->cols, g->gradient, g->logit, (float *)m.first,
+                            (float *)m.second, codes, flips);
 }

@@ -39,7 +39,7 @@ static enum status init_site(struct learner *l, int index, struct error *err) {
   enum status status = mask_matrix_init_hybrid(&s->mask, site->name, rows, cols, set->tile_rows,
                                                set->tile_cols, err);
   if (status == STATUS_OK && learn_uses_groups(set))
-    status = groups_init(&s->groups, l->ops, rows, cols, set->compact, err);
+    status = groups_init(&s->groups, l->ops, rows, cols, set->compact, set->offload, err);
   return status;
 }
 
@@ -182,11 +182,12 @@ enum status learner_init(struct learner *l, const struct model *model,
   if (status == STATUS_OK && learn_uses_tiles(settings)) status = init_tiles(l, err);
   if (status == STATUS_OK) status = init_scratch(l, err);
   if (status == STATUS_OK) status = measure_weights(l, err);
+  if (status == STATUS_OK && settings->graphs) status = l->ops->record(true, err);
   if (status == STATUS_FAILED && !l->ops->is_host) {
     const struct error reason = *err;
     error_set(err, reason.status,
-              "%s. A run takes less with --recompute, with a smaller --micro or --window, or in "
-              "--mode tile; --dry-run says what each part takes",
+              "%s. A run takes less with --recompute, with --compact, with a smaller --micro or "
+              "--window, with --offload, or in --mode tile; --dry-run says what each part takes",
               reason.text);
   }
   if (status != STATUS_OK) learner_free(l);
@@ -194,6 +195,8 @@ enum status learner_init(struct learner *l, const struct model *model,
 }
 
 void learner_free(struct learner *l) {
+  struct error ignored; /* what is on its way to memory that goes has to come to rest */
+  if (l->ops && l->settings.offload) l->ops->wait(&ignored);
   if (l->workspace) model_workspace_free(l->workspace);
   learner_unplace(l);
   for (int i = 0; i < l->site_count; i++) {

@@ -44,11 +44,12 @@ struct learner {
   void *masked;    /* (largest linear) W * M, f32, or bf16 in its front half */
   float *gradient; /* (largest linear) dL/d(W * M) */
   double *sums;    /* (site_count) sum of (w M)^2 in the sample of the forward pass at hand */
-  double *gradient_squares; /* (site_count) of the logits' gradients */
-  uint64_t *flips;          /* (1) groups whose argmax changed in the update */
-  float *tile_soft;         /* (tiles.count) T of the sample in use */
-  double *tile_gradient;    /* (tiles.count) dL/dT */
-  double *host_sums;        /* (site_count + 1) the host's, for bringing sums there */
+  double *gradient_squares;              /* (site_count) of the logits' gradients */
+  uint64_t *flips;                       /* (1) groups whose argmax changed in the update */
+  void *moment_buffers[BACKEND_BUFFERS]; /* offload: moments of a linear on their way */
+  float *tile_soft;                      /* (tiles.count) T of the sample in use */
+  double *tile_gradient;                 /* (tiles.count) dL/dT */
+  double *host_sums;                     /* (site_count + 1) the host's, for bringing sums there */
 
   struct linear_weight masked_weight; /* what the tap answers with */
   int formed;                         /* the site whose W * M is in `masked`, -1 = none */

@@ -3,7 +3,7 @@
 
 #include "kernel/cuda/column.h"
 
-const char *const memory_place_name[MEMORY_PLACES] = {"cpu", "cuda"};
+const char *const memory_place_name[MEMORY_PLACES] = {"cpu", "cuda", "pinned"};
 const char *const memory_part_name[MEMORY_PARTS] = {"weights",     "logits", "moments",
                                                     "gradients",   "masks",  "masked linear",
                                                     "activations", "head",   "operands"};
@@ -27,6 +27,8 @@ static double model_bytes(const struct model *model) {
   return sum;
 }
 
+static double most(double a, double b) { return a > b ? a : b; }
+
 /* What grows with the learned linears; returns the largest, in weights. */
 static double add_sites(struct learn_memory *m, const struct model *model,
                         const struct learn_settings *s, const bool *skip) {
@@ -41,7 +43,7 @@ static double add_sites(struct learn_memory *m, const struct model *model,
     const double tiles = (double)tiles_down * (double)tiles_across;
     if (skip[i]) continue;
     if ((double)rows * (double)cols > largest) largest = (double)rows * (double)cols;
-    for (int p = 0; p < MEMORY_PLACES; p++) {
+    for (int p = 0; p < MEMORY_PINNED; p++) {
       double *bytes = m->bytes[p];
       bytes[MEMORY_CODES] += (double)rows * (double)code_stride + tiles;
       if (learn_uses_tiles(s)) bytes[MEMORY_CODES] += tiles * (p == MEMORY_CPU ? 44 : 12);
@@ -55,7 +57,13 @@ static double add_sites(struct learn_memory *m, const struct model *model,
       }
       bytes[MEMORY_LOGITS] += (double)groups.logits;
       bytes[MEMORY_GRADIENTS] += (double)groups.gradients;
-      bytes[MEMORY_MOMENTS] += (double)groups.moments;
+      if (s->offload && p == MEMORY_CUDA) {
+        m->bytes[MEMORY_PINNED][MEMORY_MOMENTS] += (double)groups.moments;
+        bytes[MEMORY_MOMENTS] =
+            most(bytes[MEMORY_MOMENTS], BACKEND_BUFFERS * (double)groups.moments);
+      } else {
+        bytes[MEMORY_MOMENTS] += (double)groups.moments;
+      }
     }
   }
   return largest;
@@ -72,8 +80,6 @@ static double head_bytes(const struct model *model, const struct learn_settings 
   if (rows < 16) rows = 16;
   return 4 * least((double)rows, tokens) * vocab * (1 + (c->final_softcap > 0) + (s->distill > 0));
 }
-
-static double most(double a, double b) { return a > b ? a : b; }
 
 /* What the CUDA column keeps beside what it is given: both operands of a product in their element
  * type where they have another (attention's four in the room of the first), a sum for each row of
@@ -101,7 +107,7 @@ struct learn_memory learn_memory_plan(const struct model *model, const struct le
   const struct model_shape shape = {s->micro, s->window};
   struct learn_memory m = {0};
   const double largest = add_sites(&m, model, s, skip);
-  for (int p = 0; p < MEMORY_PLACES; p++) {
+  for (int p = 0; p < MEMORY_PINNED; p++) {
     m.bytes[p][MEMORY_WEIGHTS] = model_bytes(model);
     m.bytes[p][MEMORY_MASKED] = 8 * largest;
     m.bytes[p][MEMORY_HEAD] =

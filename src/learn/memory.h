@@ -5,7 +5,8 @@
 
 #include "learn/learner.h"
 
-enum memory_place { MEMORY_CPU, MEMORY_CUDA, MEMORY_PLACES };
+/* MEMORY_PINNED: of the host beside a card, which it copies from. */
+enum memory_place { MEMORY_CPU, MEMORY_CUDA, MEMORY_PINNED, MEMORY_PLACES };
 enum memory_part {
   MEMORY_WEIGHTS,     /* of the model; on the CPU, pages of its file that are read */
   MEMORY_LOGITS,      /* five a group */

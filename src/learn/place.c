@@ -17,6 +17,12 @@ static enum status alloc_shared(struct learner *l, int64_t largest, struct error
   if (status == STATUS_OK) status = l->ops->alloc(sizeof *l->flips, (void **)&l->flips, err);
   if (status != STATUS_OK) return status;
   l->gradient_squares = l->sums + l->site_count;
+  size_t moments = 0;
+  for (int i = 0; i < l->site_count; i++)
+    if (l->sites[i].groups.moment_bytes > moments) moments = l->sites[i].groups.moment_bytes;
+  for (int i = 0; i < BACKEND_BUFFERS && l->settings.offload && status == STATUS_OK; i++)
+    status = l->ops->alloc(moments, &l->moment_buffers[i], err);
+  if (status != STATUS_OK) return status;
   l->host_sums = mem_alloc((size_t)l->site_count + 1, sizeof *l->host_sums, err);
   return l->host_sums ? STATUS_OK : STATUS_FAILED;
 }
@@ -65,6 +71,7 @@ void learner_unplace(struct learner *l) {
   l->ops->free(l->gradient);
   l->ops->free(l->sums);
   l->ops->free(l->flips);
+  for (int i = 0; i < BACKEND_BUFFERS; i++) l->ops->free(l->moment_buffers[i]);
   mem_free(l->host_sums);
   if (l->ops->is_host) return;
   l->ops->free(l->tile_soft);

@@ -436,6 +436,9 @@ static void say_memory(const struct learn_memory *m) {
              m->bytes[MEMORY_CUDA][i] / GIB);
   log_info("  %-14s %9.2f %9.2f", "in all", learn_memory_total(m, MEMORY_CPU) / GIB,
            learn_memory_total(m, MEMORY_CUDA) / GIB);
+  const double pinned = learn_memory_total(m, MEMORY_PINNED);
+  if (pinned > 0)
+    log_info("  and %.2f GiB of the host's memory, pinned, beside the card", pinned / GIB);
 }
 
 static void say_plan(const struct learn_report *r) {

@@ -61,6 +61,9 @@ struct learn_settings {
                      bits) */
   bool compact;   /* 2:4 logits and moments in 8.1 bytes a weight in place of 21: another result, of
                      the   same mean (kernel/mask_compact.h) */
+  /* No part of the identity, for they give the same bits; on a card only: moments lie in the host's
+   * memory and come by, linear by linear; what a step queues is replayed as graphs. */
+  bool offload, graphs;
   const struct backend *backend; /* where it runs (not owned, no part of a run's identity); NULL:
                                     on the CPU */
   int64_t tile_rows, tile_cols;

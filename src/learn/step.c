@@ -202,6 +202,14 @@ static enum status gradient_norm(struct learner *l, double *norm, struct error *
   return status;
 }
 
+/* With --offload: the moments of linear `i` set out for their buffer. */
+static void fetch_moments(struct learner *l, int i) {
+  if (i >= l->site_count) return;
+  const struct group_logits *g = &l->sites[i].groups;
+  const int buffer = i % BACKEND_BUFFERS;
+  l->ops->fetch(buffer, l->moment_buffers[buffer], g->moments, g->moment_bytes);
+}
+
 /* *flips gets how many groups' hard choices changed. */
 static enum status update(struct learner *l, double rate, double norm, int64_t *flips,
                           struct error *err) {
@@ -223,11 +231,20 @@ static enum status update(struct learner *l, double rate, double norm, int64_t *
     for (int i = 0; i < l->site_count; i++) *flips += learner_pattern_update(&l->sites[i], &a);
     return STATUS_OK;
   }
+  if (s->offload) fetch_moments(l, 0);
   for (int i = 0; i < l->site_count; i++) {
     const struct learn_site *site = &l->sites[i];
+    const struct group_logits *g = &site->groups;
     const struct mask_rounding rounding = {{(uint32_t)s->seed, (uint32_t)(s->seed >> 32)},
                                            (uint32_t)site->site->index};
-    groups_step(&site->groups, &a, &rounding, site->codes, l->flips);
+    const int buffer = i % BACKEND_BUFFERS;
+    if (s->offload) {
+      fetch_moments(l, i + 1);
+      l->ops->arrive(buffer);
+    }
+    void *moments = s->offload ? l->moment_buffers[buffer] : g->moments;
+    groups_step(g, &a, &rounding, moments, site->codes, l->flips);
+    if (s->offload) l->ops->put(buffer, g->moments, moments, g->moment_bytes);
   }
   return l->ops->download(flips, l->flips, sizeof *flips, err);
 }

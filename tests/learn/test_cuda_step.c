@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "kernel/cuda/column.h"
+#include "kernel/cuda/record.h"
 #include "learn/checkpoint.h"
 #include "learn/memory.h"
 #include "support/cuda_emulated.h"
@@ -302,6 +303,126 @@ static void checkpoints_go_either_way(void **state) {
   check_either_way(true);
 }
 
+/* --- the same bits by other ways --- */
+
+enum { WAY_STEPS = 4 };
+struct way {
+  bool compact, offload, graphs;
+  bool lose_changes, late_fetch; /* mistakes */
+};
+
+/* All logits after some steps on the card. */
+static float *logits_after(struct way way, size_t *count, struct record_counts *counts) {
+  struct pair p;
+  struct step_result r;
+  struct learn_settings s = tiny_settings(LEARN_JOINT, PRECISION_BF16);
+  s.compact = way.compact;
+  pair_open(&p, "llama", s);
+  struct learner *l = &p.side[CARD];
+  learner_free(l); /* the CPU's side has no such settings */
+  s = p.side[CPU].settings;
+  s.backend = emulated_backend();
+  s.offload = way.offload;
+  s.graphs = way.graphs;
+  bool *skip = mem_alloc((size_t)model_site_count(p.model), sizeof *skip, &err);
+  skip[2] = true;
+  must(learner_init(l, p.model, &s, skip, &err), err);
+  mem_free(skip);
+  fill(l);
+  emulated_card.lose_changes = way.lose_changes;
+  emulated_card.late_fetch = way.late_fetch;
+  for (int i = 0; i < WAY_STEPS; i++)
+    must(learner_step(l, &windows, train, TOKENS / WINDOW, &r, &err), err);
+  *counts = record_counts();
+  assert_true(!way.offload || emulated_card.puts == WAY_STEPS * (uint64_t)l->site_count);
+  *count = 0;
+  for (int i = 0; i < l->site_count; i++)
+    *count += (size_t)mask_logit_count(l->sites[i].mask.rows, l->sites[i].mask.cols);
+  float *all = mem_alloc(*count, sizeof *all, &err);
+  size_t at = 0;
+  for (int i = 0; i < l->site_count; i++) {
+    const struct group_logits *g = &l->sites[i].groups;
+    const size_t here = (size_t)mask_logit_count(g->rows, g->cols);
+    float *part = bring(l, g->logit, here);
+    memcpy(all + at, part, here * sizeof *part);
+    mem_free(part);
+    at += here;
+  }
+  pair_close(&p);
+  return all;
+}
+
+/* Moments that pass by and graphs change nothing; mistakes in either do. */
+static void other_ways_give_the_same_bits(void **state) {
+  (void)state;
+  static const struct way ways[] = {
+      {.offload = true},
+      {.graphs = true},
+      {.compact = true, .offload = true, .graphs = true},
+      {.graphs = true, .lose_changes = true},
+      {.offload = true, .late_fetch = true},
+  };
+  for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+    size_t count, same_count;
+    struct record_counts counts;
+    float *plain = logits_after((struct way){.compact = ways[i].compact}, &count, &counts);
+    assert_int_equal(counts.replayed, 0);
+    float *other = logits_after(ways[i], &same_count, &counts);
+    assert_int_equal(count, same_count);
+    const bool same = !memcmp(plain, other, count * sizeof *plain);
+    if (same == (ways[i].lose_changes || ways[i].late_fetch))
+      fail_msg("way %zu: the bits are %s", i, same ? "the same" : "others");
+    if (ways[i].graphs) {
+      /* from the second or third step on; few arguments change */
+      assert_true(counts.replayed > counts.plain / 2 && counts.changed > 0);
+      assert_true(counts.changed < counts.replayed / 2);
+    }
+    mem_free(plain);
+    mem_free(other);
+  }
+}
+
+/* A checkpoint of moments that lie on the host. */
+static void offloaded_moments_are_saved(void **state) {
+  (void)state;
+  struct pair p;
+  struct step_result r;
+  struct learner with;
+  struct learn_settings s = tiny_settings(LEARN_JOINT, PRECISION_FP32);
+  s.compact = true;
+  pair_open(&p, "llama", s);
+  s = p.side[CARD].settings;
+  s.offload = true;
+  bool *skip = mem_alloc((size_t)model_site_count(p.model), sizeof *skip, &err);
+  skip[2] = true;
+  must(learner_init(&with, p.model, &s, skip, &err), err);
+  mem_free(skip);
+  fill(&with);
+  struct learner *plain = &p.side[CARD];
+  struct run_state saved = {.best_step = 1}, loaded = {0};
+  bool found = false;
+  saved.best = mem_alloc((size_t)with.site_count, sizeof *saved.best, &err);
+  for (int i = 0; i < with.site_count; i++) saved.best[i] = with.sites[i].mask;
+  loaded.best = saved.best;
+  must(learner_step(&with, &windows, train, TOKENS / WINDOW, &r, &err), err);
+  must(checkpoint_save(&with, &saved, "{}", scratch(), &err), err);
+  must(checkpoint_load(plain, &loaded, "{}", scratch(), &found, &err), err);
+  assert_true(found);
+  must(learner_step(&with, &windows, train, TOKENS / WINDOW, &r, &err), err);
+  must(learner_step(plain, &windows, train, TOKENS / WINDOW, &r, &err), err);
+  for (int i = 0; i < with.site_count; i++) {
+    const size_t count = (size_t)mask_logit_count(with.sites[i].mask.rows, with.sites[i].mask.cols);
+    float *a = bring(&with, with.sites[i].groups.logit, count);
+    float *b = bring(plain, plain->sites[i].groups.logit, count);
+    assert_memory_equal(a, b, count * sizeof *a);
+    mem_free(a);
+    mem_free(b);
+  }
+  mem_free(saved.best);
+  learner_free(&with);
+  pair_close(&p);
+}
+
 /* The plan of a dry run is what a step takes. */
 static void the_plan_is_what_is_taken(void **state) {
   (void)state;
@@ -339,6 +460,8 @@ static void too_little_memory_is_said(void **state) {
   assert_int_equal(learner_init(&l, model, &s, skip, &err), STATUS_FAILED);
   assert_non_null(strstr(err.text, "no room"));
   assert_non_null(strstr(err.text, "--recompute"));
+  assert_non_null(strstr(err.text, "--compact"));
+  assert_non_null(strstr(err.text, "--offload"));
   mem_free(skip);
   model_close(model);
   emulated_close();
@@ -348,11 +471,13 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(steps_match_the_cpu),
       cmocka_unit_test(gradients_match_in_every_mode),
+      cmocka_unit_test(compact_steps_match_the_cpu),
+      cmocka_unit_test(other_ways_give_the_same_bits),
+      cmocka_unit_test(offloaded_moments_are_saved),
       cmocka_unit_test(bf16_steps_stay_near),
       cmocka_unit_test(the_same_bits_again),
       cmocka_unit_test(checkpoints_go_either_way),
       cmocka_unit_test(too_little_memory_is_said),
-      cmocka_unit_test(compact_steps_match_the_cpu),
       cmocka_unit_test(the_plan_is_what_is_taken),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

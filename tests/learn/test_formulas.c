@@ -59,7 +59,7 @@ static void case_open(struct golden_case *c, const json_t *json) {
   c->groups = c->rows * c->cols / 4;
   c->r24 = (struct relaxation){number(json, "kappa24"), number(json, "tau24")};
   c->rtile = (struct relaxation){number(json, "kappa_tile"), number(json, "tau_tile")};
-  must(groups_init(&c->g, backend_cpu(), c->rows, c->cols, false, &err), err);
+  must(groups_init(&c->g, backend_cpu(), c->rows, c->cols, false, false, &err), err);
   float *p = member(json, "p24"), *u = member(json, "u24");
   for (int64_t i = 0; i < c->groups * K; i++) p[i] = (float)(p[i] + gumbel(u[i]) / c->r24.kappa);
   for (int64_t i = 0; i < c->groups; i++)
@@ -195,7 +195,7 @@ static void adamw_matches_pytorch(void **state) {
     const json_t *json = json_array_get(cases, i);
     int64_t groups = (int64_t)number(json, "groups");
     struct group_logits g;
-    must(groups_init(&g, backend_cpu(), 1, 4 * groups, false, &err), err);
+    must(groups_init(&g, backend_cpu(), 1, 4 * groups, false, false, &err), err);
     float *p = member(json, "start"), *end = member(json, "end");
     float *first = mem_alloc((size_t)(groups * K), sizeof *first, &err);
     float *second = mem_alloc((size_t)(groups * K), sizeof *second, &err);

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "kernel/cuda/column.h"
+#include "kernel/cuda/record.h"
 #include "kernel/gemm.h"
 #include "support/cuda_emulated_internal.h"
 #include "support/simt.h"
@@ -20,6 +21,7 @@ static void (*const kernels[LEARN_KERNEL_COUNT])(const void *) = {
     LEARN_KERNELS(KERNEL_ENTRY)};
 
 struct emulated_card emulated_card;
+static const struct backend *column;
 
 static struct {
   char *memory;
@@ -82,10 +84,6 @@ static enum status card_clear(void *ctx, void *memory, size_t bytes, struct erro
   emulated_reach(false);
   return STATUS_OK;
 }
-static enum status card_wait(void *ctx, struct error *err) {
-  (void)ctx, (void)err;
-  return STATUS_OK;
-}
 
 void emulated_launch(void (*kernel)(const void *), const char *what, uint32_t blocks,
                      uint32_t threads, uint32_t shared_bytes, const void *args) {
@@ -126,6 +124,122 @@ static enum status card_multiply(void *ctx, const struct dense_product *p, struc
   return STATUS_OK;
 }
 
+/* --- beside the work: copies happen as late as they may --- */
+
+struct pending {
+  void *to;
+  const void *from;
+  size_t bytes;
+};
+static struct { struct pending fetched[BACKEND_BUFFERS], put[BACKEND_BUFFERS]; } lanes;
+
+static void finish(struct pending *p) {
+  if (p->bytes) card_move(p->to, p->from, p->bytes);
+  p->bytes = 0;
+}
+
+static enum status card_alloc_host(void *ctx, size_t bytes, void **out, struct error *err) {
+  (void)ctx, (void)err;
+  *out = calloc(bytes + 1, 1);
+  card.live++;
+  return STATUS_OK;
+}
+static void card_free_host(void *ctx, void *memory) {
+  (void)ctx;
+  free(memory);
+  card.live--;
+}
+
+/* Until it arrives, the buffer holds what nobody may use. */
+static enum status card_fetch(void *ctx, int buffer, void *to, const void *from, size_t bytes,
+                              struct error *err) {
+  (void)ctx, (void)err;
+  finish(&lanes.put[buffer]);
+  finish(&lanes.fetched[buffer]);
+  reach(true);
+  memset(to, 0x5a, bytes);
+  reach(false);
+  lanes.fetched[buffer] = (struct pending){to, from, bytes};
+  return STATUS_OK;
+}
+static enum status card_arrive(void *ctx, int buffer, struct error *err) {
+  (void)ctx, (void)err;
+  if (!emulated_card.late_fetch) finish(&lanes.fetched[buffer]);
+  return STATUS_OK;
+}
+static enum status card_put(void *ctx, int buffer, void *to, const void *from, size_t bytes,
+                            struct error *err) {
+  (void)ctx, (void)err;
+  emulated_card.puts++;
+  for (int i = 0; i < BACKEND_BUFFERS; i++) finish(&lanes.put[i]); /* one lane, in order */
+  lanes.put[buffer] = (struct pending){to, from, bytes};
+  return STATUS_OK;
+}
+static enum status card_wait(void *ctx, struct error *err) {
+  (void)ctx, (void)err;
+  for (int i = 0; i < BACKEND_BUFFERS; i++) {
+    finish(&lanes.put[i]);
+    finish(&lanes.fetched[i]);
+  }
+  return STATUS_OK;
+}
+
+/* --- graphs: a list of operations with arguments of its own --- */
+
+struct emulated_graph {
+  int count;
+  struct record_operation *operations;
+};
+
+static enum status card_graph_make(void *ctx, const struct record_operation *operations, int count,
+                                   size_t staged, void **out, struct error *err) {
+  struct emulated_graph *graph = calloc(1, sizeof *graph);
+  (void)ctx, (void)staged, (void)err;
+  graph->count = count;
+  graph->operations = calloc((size_t)count, sizeof *operations);
+  memcpy(graph->operations, operations, (size_t)count * sizeof *operations);
+  *out = graph;
+  return STATUS_OK;
+}
+
+static enum status replay(void *ctx, const struct record_operation *o, const char *staging,
+                          struct error *err) {
+  switch (o->kind) {
+    case RECORD_LAUNCH:
+      return card_launch(ctx, o->launch.kernel, o->launch.blocks, o->launch.threads,
+                         o->launch.shared_bytes, o->arguments, err);
+    case RECORD_MULTIPLY:
+      return card_multiply(ctx, &o->product, err);
+    case RECORD_COPY:
+      return emulated_upload(ctx, o->copy.to, o->copy.from, o->copy.bytes, err);
+    case RECORD_CLEAR:
+      return card_clear(ctx, o->copy.to, o->copy.bytes, err);
+    default:
+      return emulated_upload(ctx, o->copy.to, staging + o->copy.at, o->copy.bytes, err);
+  }
+}
+
+static enum status card_graph_run(void *ctx, void *graph_memory,
+                                  const struct record_operation *operations, int count,
+                                  const void *staging, size_t staged, struct error *err) {
+  struct emulated_graph *graph = graph_memory;
+  enum status status = STATUS_OK;
+  (void)staged;
+  assert_int_equal(graph->count, count);
+  for (int i = 0; i < count && status == STATUS_OK; i++) {
+    if (operations[i].changed && !emulated_card.lose_changes)
+      memcpy(graph->operations[i].arguments, operations[i].arguments, RECORD_ARGUMENT_BYTES);
+    status = replay(ctx, &graph->operations[i], staging, err);
+  }
+  return status;
+}
+static void card_graph_free(void *ctx, void *graph_memory) {
+  struct emulated_graph *graph = graph_memory;
+  (void)ctx;
+  free(graph->operations);
+  free(graph);
+}
+
 const struct backend *emulated_open(size_t memory_bytes) {
   static const struct cuda_runtime template = {.multiprocessors = 1,
                                                .alloc = emulated_alloc,
@@ -136,19 +250,30 @@ const struct backend *emulated_open(size_t memory_bytes) {
                                                .clear = card_clear,
                                                .wait = card_wait,
                                                .launch = card_launch,
-                                               .multiply = card_multiply};
+                                               .multiply = card_multiply,
+                                               .alloc_host = card_alloc_host,
+                                               .free_host = card_free_host,
+                                               .fetch = card_fetch,
+                                               .arrive = card_arrive,
+                                               .put = card_put,
+                                               .graph_make = card_graph_make,
+                                               .graph_run = card_graph_run,
+                                               .graph_free = card_graph_free};
   static struct cuda_runtime runtime;
   simt_need_fibers();
   emulated_card = (struct emulated_card){.block_shared_bytes = 99 << 10};
   runtime = template;
+  memset(&lanes, 0, sizeof lanes);
   runtime.serve = emulated_serve();
   runtime.block_shared_bytes = emulated_card.block_shared_bytes;
   card.bytes = (memory_bytes + 4095) / 4096 * 4096;
   card.memory =
       mmap(NULL, card.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   assert_true(card.memory != MAP_FAILED);
-  return cuda_column_open(&runtime);
+  return column = cuda_column_open(&runtime);
 }
+
+const struct backend *emulated_backend(void) { return column; }
 
 void emulated_close(void) {
   cuda_column_close();

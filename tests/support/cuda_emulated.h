@@ -11,6 +11,8 @@
 /* The CUDA column over an emulated card with this much memory. Skips the test where the emulator
  * cannot run. */
 const struct backend *emulated_open(size_t memory_bytes);
+/* The same again, while it is open. */
+const struct backend *emulated_backend(void);
 void emulated_close(void);
 
 /* Settings and counts of the card at hand. */
@@ -18,8 +20,10 @@ struct emulated_card {
   uint32_t order;              /* of blocks, as in simt.h */
   uint32_t block_shared_bytes; /* change it before the first launch */
   size_t live_bytes;           /* taken and not given back */
+  bool lose_changes; /* graphs keep their old arguments: a mistake that tests must see */
+  bool late_fetch;   /* arrive does not wait: another */
   uint64_t serves[SERVE_KERNEL_COUNT], packed_products, dense_products, recorded_launches;
-  uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, bank_conflicts;
+  uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, puts, bank_conflicts;
 };
 extern struct emulated_card emulated_card;
 

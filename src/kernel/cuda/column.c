@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "kernel/cuda/column_internal.h"
+#include "kernel/cuda/record.h"
 
 struct cuda_column cuda_column;
 
@@ -89,6 +90,48 @@ static void copy(float *to, const float *from, int64_t n) {
   struct error err = {0};
   const size_t bytes = (size_t)n * sizeof *to;
   column_note(cuda_column.runtime->copy(cuda_column.runtime->ctx, to, from, bytes, &err), &err);
+}
+
+/* --- beside the work --- */
+
+static enum status alloc_host(size_t bytes, void **out, struct error *err) {
+  return cuda_column.runtime->alloc_host(cuda_column.runtime->ctx, bytes, out, err);
+}
+static void free_host(void *memory) {
+  if (memory) cuda_column.runtime->free_host(cuda_column.runtime->ctx, memory);
+}
+static void fetch(int buffer, void *to, const void *from, size_t bytes) {
+  struct error err = {0};
+  const struct cuda_runtime *rt = cuda_column.runtime;
+  column_note(rt->fetch(rt->ctx, buffer, to, from, bytes, &err), &err);
+}
+static void arrive(int buffer) {
+  struct error err = {0};
+  column_note(cuda_column.runtime->arrive(cuda_column.runtime->ctx, buffer, &err), &err);
+}
+static void put(int buffer, void *to, const void *from, size_t bytes) {
+  struct error err = {0};
+  const struct cuda_runtime *rt = cuda_column.runtime;
+  column_note(rt->put(rt->ctx, buffer, to, from, bytes, &err), &err);
+}
+
+static enum status record(bool on, struct error *err) {
+  struct cuda_column *c = &cuda_column;
+  enum status status = STATUS_OK;
+  if (on == (c->plain != NULL)) return STATUS_OK;
+  if (on) {
+    const struct cuda_runtime *recording;
+    status = record_open(&recording, c->runtime, err);
+    if (status != STATUS_OK) return status;
+    c->plain = c->runtime;
+    c->runtime = recording;
+    return STATUS_OK;
+  }
+  status = c->runtime->wait(c->runtime->ctx, err);
+  record_close();
+  c->runtime = c->plain;
+  c->plain = NULL;
+  return status;
 }
 
 /* --- products --- */
@@ -322,6 +365,12 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
       .wait = wait,
       .clear = clear,
       .copy_floats = copy,
+      .alloc_host = alloc_host,
+      .free_host = free_host,
+      .fetch = fetch,
+      .arrive = arrive,
+      .put = put,
+      .record = record,
       .linear_forward = forward,
       .linear_backward_input = backward_input,
       .linear_backward_weight = backward_weight,
@@ -354,6 +403,8 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
 }
 
 void cuda_column_close(void) {
+  struct error err;
+  if (cuda_column.runtime) record(false, &err); /* what failed no longer matters */
   for (int i = 0; i < COLUMN_SCRATCHES; i++) free_memory(cuda_column.scratch[i].memory);
   cuda_column = (struct cuda_column){0};
 }

@@ -26,6 +26,8 @@ struct dense_product {
 
 struct serve_runtime; /* column_serve.h */
 
+struct record_operation;
+
 struct cuda_runtime {
   void *ctx; /* the first argument of all below */
   uint32_t multiprocessors, block_shared_bytes;
@@ -39,6 +41,21 @@ struct cuda_runtime {
   enum status (*launch)(void *ctx, enum learn_kernel kernel, uint32_t blocks, uint32_t threads,
                         uint32_t shared_bytes, const void *args, struct error *err);
   enum status (*multiply)(void *ctx, const struct dense_product *product, struct error *err);
+  /* kernel/backend.h: pinned memory, and copies beside the work */
+  enum status (*alloc_host)(void *ctx, size_t bytes, void **out, struct error *err); /* zeroed */
+  void (*free_host)(void *ctx, void *memory);
+  enum status (*fetch)(void *ctx, int buffer, void *to, const void *from, size_t bytes,
+                       struct error *err);
+  enum status (*arrive)(void *ctx, int buffer, struct error *err);
+  enum status (*put)(void *ctx, int buffer, void *to, const void *from, size_t bytes,
+                     struct error *err);
+  /* record.h. A graph of operations, which upload from `staged` bytes of its own; run takes new
+   * arguments of the operations that are marked as changed, and what is to be uploaded. */
+  enum status (*graph_make)(void *ctx, const struct record_operation *operations, int count,
+                            size_t staged, void **out, struct error *err);
+  enum status (*graph_run)(void *ctx, void *graph, const struct record_operation *operations,
+                           int count, const void *staging, size_t staged, struct error *err);
+  void (*graph_free)(void *ctx, void *graph);
   const struct serve_runtime *serve; /* decoding; or NULL */
 };
 

@@ -20,6 +20,7 @@ struct column_room {
 
 struct cuda_column {
   const struct cuda_runtime *runtime; /* NULL: not open */
+  const struct cuda_runtime *plain;   /* under a recording runtime; else NULL */
   struct error first;                 /* of what was queued */
   struct column_room scratch[COLUMN_SCRATCHES];
 };

@@ -11,11 +11,9 @@
 #include "base/mem.h"
 #include "kernel/cuda/column.h"
 #include "kernel/cuda/device.h"
+#include "kernel/cuda/device_graph.h"
 #include "kernel/cuda/device_serve.h"
 #include "kernel/cuda/open.h"
-
-/* In learn.cu. */
-const void *learn_kernel(int which);
 
 enum { ALIGNMENT_MAX = 256 };
 
@@ -78,7 +76,10 @@ static enum status card_copy(void *ctx, void *to, const void *from, size_t bytes
 static enum status card_clear(void *ctx, void *memory, size_t bytes, struct error *err) {
   return gpu_zero(ctx, memory, bytes, err);
 }
-static enum status card_wait(void *ctx, struct error *err) { return gpu_wait(ctx, err); }
+static enum status card_wait(void *ctx, struct error *err) {
+  const enum status status = gpu_wait(ctx, err);
+  return status != STATUS_OK ? status : gpu_lanes_wait(err);
+}
 
 /* --- launches --- */
 
@@ -255,6 +256,7 @@ static enum status prepare(struct error *err) {
                                        .launch = card_launch,
                                        .multiply = card_multiply,
                                        .serve = serve};
+  if (status == STATUS_OK) status = gpu_lanes_open(card.gpu, &card.runtime, err);
   return status;
 }
 
@@ -262,6 +264,7 @@ static void release(void) {
   for (size_t i = 0; i < card.choice_count; i++) forget(&card.choices[i]);
   free(card.choices);
   device_serve_close(card.gpu);
+  gpu_lanes_close();
   gpu_free(card.gpu, card.workspace);
   if (card.handle) cublasLtDestroy(card.handle);
   gpu_close(card.gpu);
