@@ -57,10 +57,11 @@ static inline uint16_t compact_bf16(float x, uint32_t noise) {
   return (uint16_t)(((bits & 0x7f800000u) == 0x7f800000u ? bits : bits + noise) >> 16);
 }
 
-/* A plane of moments to bytes: `x` are first moments, or the roots of second ones. */
-static inline void compact_store(const float x[COMPACT_LANES], bool is_first,
-                                 uint32_t words[][COMPACT_LANES], int half, uint8_t *bytes,
-                                 uint8_t *scale) {
+/* A plane of moments to bytes: `x` are first moments, or the roots of second ones. Returns the
+ * plane's exponent. */
+static inline uint32_t compact_store(const float x[COMPACT_LANES], bool is_first,
+                                     uint32_t words[][COMPACT_LANES], int half, uint8_t *bytes,
+                                     uint8_t *scale) {
   const int mantissa = is_first ? COMPACT_FIRST_MANTISSA : COMPACT_SECOND_MANTISSA;
   uint32_t most = 0;
   for (int i = 0; i < COMPACT_LANES; i++) {
@@ -76,6 +77,7 @@ static inline void compact_store(const float x[COMPACT_LANES], bool is_first,
     bytes[i] = (uint8_t)(is_first ? code | bits >> 31 << 7 : code);
   }
   *scale = (uint8_t)shared;
+  return shared;
 }
 
 static inline void compact_load(const uint8_t *bytes, uint8_t scale, bool is_first,
@@ -120,11 +122,17 @@ static inline void compact_block(const struct mask_adamw_factors *f, uint32_t st
       memcpy(m, last, sizeof m);
     }
     compact_load(second, row->state.second_scale[six + k], false, v);
-    for (int i = 0; i < COMPACT_LANES; i++) {
+    for (int i = 0; i < COMPACT_LANES; i++)
       v[i] = sqrtf(fmaf(f->beta2 * v[i], v[i], (1 - f->beta2) * g[k][i] * g[k][i]));
-      u[k][i] = f->rate * m[i] / fmaf(v[i], f->root_scale, f->epsilon);
+    const uint32_t shared = compact_store(v, false, words, 2 * MASK_STORED + k, second,
+                                          &row->state.second_scale[six + k]);
+    const float least =
+        compact_float_of(compact_bits(COMPACT_LEAST_ROOT, shared, COMPACT_SECOND_MANTISSA));
+    for (int i = 0; i < COMPACT_LANES; i++) {
+      const float root = v[i] > least ? v[i] : least;
+      const float step_k = f->rate * m[i] / fmaf(root, f->root_scale, f->epsilon);
+      u[k][i] = root > 0 ? step_k : 0;
     }
-    compact_store(v, false, words, 2 * MASK_STORED + k, second, &row->state.second_scale[six + k]);
   }
   for (int k = 0; k < MASK_STORED; k++)
     for (int i = 0; i < COMPACT_LANES; i++) {

@@ -20,8 +20,8 @@ struct emulated_card {
   uint32_t order;              /* of blocks, as in simt.h */
   uint32_t block_shared_bytes; /* change it before the first launch */
   size_t live_bytes;           /* taken and not given back */
-  bool lose_changes; /* graphs keep their old arguments: a mistake that tests must see */
-  bool late_fetch;   /* arrive does not wait: another */
+  bool lose_changes;           /* graphs keep their old arguments: a mistake that tests must see */
+  bool late_fetch;             /* arrive does not wait: another */
   uint64_t serves[SERVE_KERNEL_COUNT], packed_products, dense_products, recorded_launches;
   uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, puts, bank_conflicts;
 };

@@ -57,18 +57,20 @@ DEVICE float load_moment(const uint8_t *bytes, const uint8_t *scales, uint64_t p
   return float_of_bits(is_first ? bits | byte >> 7 << 31 : bits);
 }
 
-/* Stores a first moment, or the root of a second one; all lanes of the warp. */
-DEVICE void store_moment(uint8_t *bytes, uint8_t *scales, uint64_t plane, uint32_t lane, float x,
-                         bool is_first, uint32_t noise, bool exists) {
+/* Stores a first moment, or the root of a second one; all lanes of the warp. Returns the plane's
+ * exponent. */
+DEVICE uint32_t store_moment(uint8_t *bytes, uint8_t *scales, uint64_t plane, uint32_t lane,
+                             float x, bool is_first, uint32_t noise, bool exists) {
   const int mantissa = is_first ? COMPACT_FIRST_MANTISSA : COMPACT_SECOND_MANTISSA;
   const uint32_t bits = bits_of_float(x), size = bits & 0x7fffffffu;
   const uint32_t scale = shared_exponent(plane_most(size), mantissa);
   const uint32_t code =
       moment_code(size, scale, mantissa, is_first ? 0 : COMPACT_LEAST_ROOT, noise);
-  if (!exists) return;
+  if (!exists) return scale;
   global_store(bytes + plane * MASK_LANES + lane,
                (uint8_t)(is_first ? code | bits >> 31 << 7 : code));
   if (lane == 0) global_store(scales + plane, (uint8_t)scale);
+  return scale;
 }
 
 DEVICE void compact_gradients(const struct mask_update_args *a, uint64_t at, bool exists,
@@ -99,9 +101,12 @@ DEVICE void compact_moments(const struct mask_compact_args *c, uint64_t block, u
     }
     const float root = exists ? load_moment(c->second, c->second_scale, six, lane, false) : 0;
     const float v = sqrtf(fmaf(a->beta2 * root, root, (1 - a->beta2) * g[k] * g[k]));
-    store_moment(c->second, c->second_scale, six, lane, v, false,
-                 noise_half(words, 2 * MASK_FIVE + k), exists);
-    u[k] = a->rate * m / fmaf(v, c->root_scale, a->epsilon);
+    const uint32_t shared = store_moment(c->second, c->second_scale, six, lane, v, false,
+                                         noise_half(words, 2 * MASK_FIVE + k), exists);
+    const float least =
+        float_of_bits(moment_bits(COMPACT_LEAST_ROOT, shared, COMPACT_SECOND_MANTISSA));
+    const float used = v > least ? v : least;
+    u[k] = used > 0 ? a->rate * m / fmaf(used, c->root_scale, a->epsilon) : 0;
   }
 }
 
