@@ -84,9 +84,6 @@ static enum status check_settings(const struct settings *s, struct error *err) {
   const bool on_cpu = !strcmp(s->device, "cpu");
   if (!on_cpu && s->zeroshot.tasks)
     return error_set(err, STATUS_USAGE, "--tasks run on the CPU alone: leave --device away");
-  if (!on_cpu && s->kl_cache)
-    return error_set(err, STATUS_USAGE,
-                     "--kl-cache is kept on the CPU: leave it away with --device %s", s->device);
   return eval_tasks_check(&s->zeroshot, &s->common, err);
 }
 

@@ -91,17 +91,19 @@ static enum status side_init(struct side *side, const struct model *model, const
                              struct error *err) {
   const struct model_config *config = model_config(model);
   side->model = model;
-  INVARIANT(!cache || pass->ops->is_host);
   if (pass->decoding.session && side == &pass->side[0]) return STATUS_OK;
   INVARIANT(model_backend(model) == pass->ops);
   enum status status =
       pass->ops->alloc((size_t)(pass->chunk_rows * config->vocab_size) * sizeof *side->logits,
                        (void **)&side->logits, err);
   if (status) return status;
-  if (cache) return states_cache_open(&side->cache, cache, model, windows, pass->batch, err);
+  if (cache) {
+    status = states_cache_open(&side->cache, cache, model, windows, pass->batch, err);
+    if (status || pass->ops->is_host) return status;
+  }
   const size_t states = (size_t)(pass->batch * pass->length * config->hidden_size);
   status = pass->ops->alloc(states * sizeof *side->computed, (void **)&side->computed, err);
-  if (status) return status;
+  if (status || cache) return status;
   status = model_workspace_new(&side->workspace, model,
                                (struct model_shape){pass->batch, pass->length}, false, false, err);
   if (!status) model_workspace_set_precision(side->workspace, side->precision);
@@ -112,9 +114,12 @@ static enum status side_init(struct side *side, const struct model *model, const
 static enum status side_states(struct side *side, const struct windows *windows, int64_t first,
                                int64_t count, int32_t *ids, struct error *err) {
   if (side->cache.normed) {
-    side->normed =
-        side->cache.normed + first * windows->length * model_config(side->model)->hidden_size;
-    return STATUS_OK;
+    const int64_t window = windows->length * model_config(side->model)->hidden_size;
+    const float *kept = side->cache.normed + first * window;
+    side->normed = side->computed ? side->computed : kept;
+    if (!side->computed) return STATUS_OK; /* the model runs where they are */
+    return model_backend(side->model)
+        ->upload(side->computed, kept, (size_t)(count * window) * sizeof *kept, err);
   }
   side->normed = side->computed;
   return states_compute(side->model, windows, first, count, side->workspace, ids, side->computed,

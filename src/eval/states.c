@@ -42,6 +42,7 @@ struct computer {
   int64_t batch;
   int32_t *ids;  /* (batch * length) */
   float *normed; /* (batch * length, hidden_size) */
+  float *far;    /* the same where the model runs; `normed` itself on the CPU */
 };
 
 static size_t hidden_size_of(const struct computer *c) {
@@ -53,18 +54,30 @@ static enum status computer_init(struct computer *c, struct error *err) {
   c->ids = mem_alloc(tokens, sizeof *c->ids, err);
   c->normed = mem_alloc(tokens, hidden_size_of(c) * sizeof(float), err);
   if (!c->ids || !c->normed) return STATUS_FAILED;
+  const struct backend *ops = model_backend(c->model);
+  c->far = c->normed;
+  if (!ops->is_host) {
+    c->far = NULL;
+    const enum status status =
+        ops->alloc(tokens * hidden_size_of(c) * sizeof(float), (void **)&c->far, err);
+    if (status) return status;
+  }
   return model_workspace_new(&c->workspace, c->model,
                              (struct model_shape){c->batch, c->windows->length}, false, false, err);
 }
 
 static void computer_release(struct computer *c) {
   model_workspace_free(c->workspace);
+  if (c->far != c->normed) model_backend(c->model)->free(c->far);
   mem_free(c->ids);
   mem_free(c->normed);
 }
 
 static enum status compute(struct computer *c, int64_t first, int64_t count, struct error *err) {
-  return states_compute(c->model, c->windows, first, count, c->workspace, c->ids, c->normed, err);
+  const size_t bytes = (size_t)(count * c->windows->length) * hidden_size_of(c) * sizeof *c->normed;
+  enum status status =
+      states_compute(c->model, c->windows, first, count, c->workspace, c->ids, c->far, err);
+  return status ? status : model_backend(c->model)->download(c->normed, c->far, bytes, err);
 }
 
 /* The tensor's bytes, batch after batch. */

@@ -11,14 +11,14 @@
 #include "model/model.h"
 
 /* Windows [first, first + count) through the model: normed (count * length, hidden_size). `ids` is
- * scratch for (count * length). */
+ * scratch for (count * length). normed lies in the memory of the model's backend. */
 enum status states_compute(const struct model *model, const struct windows *windows, int64_t first,
                            int64_t count, struct model_workspace *workspace, int32_t *ids,
                            float *normed, struct error *err);
 
 struct states_cache {
   struct safetensors *file;
-  const float *normed; /* (windows * length, hidden_size) */
+  const float *normed; /* (windows * length, hidden_size), the host's, wherever the model runs */
 };
 /* Opens the states kept at `path`, or computes and keeps them there. A file of states of another
  * text or model is replaced; one that is something else is refused. */

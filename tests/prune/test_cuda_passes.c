@@ -1,5 +1,6 @@
 /* Pruning and evaluation on an emulated card: the same masks and figures as on the CPU. */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "eval/eval.h"
@@ -87,6 +88,22 @@ static void figures_are_the_cpus(void **state) {
   assert_true(fabs(r[1].nll.mean - r[0].nll.mean) < 1e-5 * r[0].nll.mean);
   assert_true(r[0].kl.mean > 1e-4 && fabs(r[1].kl.mean - r[0].kl.mean) < 1e-3 * r[0].kl.mean);
   assert_true(fabs(r[1].agreement.mean - r[0].agreement.mean) < 0.02);
+  /* states kept by one serve the other */
+  char kept[256];
+  snprintf(kept, sizeof kept, "%s/states", scratch());
+  for (int side = 1; side >= 0; side--)
+    for (int again = 0; again < 2; again++) {
+      struct model *const *m = side ? placed : host;
+      const struct eval_request request = {.model = m[0],
+                                           .reference = m[1],
+                                           .windows = &windows,
+                                           .batch = 3,
+                                           .reference_cache = kept};
+      struct eval_result cached;
+      must(eval_run(&cached, &request, &err), err);
+      assert_true(fabs(cached.kl.mean - r[side].kl.mean) < 1e-4 * r[side].kl.mean);
+      assert_true(cached.nll.mean == r[side].nll.mean);
+    }
   mask_set_free(&masks);
   for (int i = 0; i < 2; i++) {
     model_close(placed[i]);
