@@ -14,6 +14,7 @@
 #include "kernel/select.h"
 
 enum { STRIP_ROWS = 32, UNIFORMS = 6 };
+static const float NEVER = -1e30f; /* the exponent of a candidate that takes no part */
 
 /* --- patterns --- */
 
@@ -60,42 +61,70 @@ struct group_row {
   int64_t row, groups, total; /* groups of a row, of the matrix */
 };
 
-static void add_noise(const struct group_row *r, int64_t group, float *y) {
-  const struct pattern_source *s = r->s;
-  const uint32_t element = (uint32_t)(r->row * r->groups + group);
-  const float inverse_tau = 1.0f / s->tau;
-  for (int k = 0; k < s->pattern->count; k += UNIFORMS) {
-    const uint32_t counter[4] = {element + (uint32_t)(k / UNIFORMS * r->total), 0, s->tensor,
-                                 s->draw};
-    uint32_t words[4];
-    float u[UNIFORMS];
-    philox4x32(s->key, counter, words);
-    rng_six_uniforms(words, u);
-    for (int i = 0; i < UNIFORMS && k + i < s->pattern->count; i++)
-      y[k + i] -= logf(-logf(u[i])) * inverse_tau;
-  }
+/* Numbers of a row's candidates, rounded up to what vector kernels take. */
+static int64_t row_candidates(const struct pattern_source *s) {
+  const int64_t count = pattern_groups(s->pattern, s->cols) * s->pattern->count;
+  return (count + MASK_BLOCK - 1) / MASK_BLOCK * MASK_BLOCK;
 }
 
-/* Softmax over the candidates of one group: y (candidates). */
-static void group_probabilities(const struct group_row *r, int64_t group, float *y) {
+/* Minus Gumbel noise of a row's candidates: z (groups, candidates), padded. */
+static void row_noise(const struct group_row *r, float *z) {
   const struct pattern_source *s = r->s;
-  const struct mask_pattern *p = s->pattern;
-  const float *logits = s->logits + (r->row * r->groups + group) * p->count;
-  const float slope = s->kappa / s->tau;
-  const int64_t width = s->cols - group * p->of;
-  float top = -INFINITY, sum = 0;
-  for (int k = 0; k < p->count; k++) y[k] = logits[k] * slope;
-  if (s->noise) add_noise(r, group, y);
+  const int count = s->pattern->count;
+  for (int64_t g = 0; g < r->groups; g++) {
+    const uint32_t element = (uint32_t)(r->row * r->groups + g);
+    for (int k = 0; k < count; k += UNIFORMS) {
+      const uint32_t counter[4] = {element + (uint32_t)(k / UNIFORMS * r->total), 0, s->tensor,
+                                   s->draw};
+      uint32_t words[4];
+      float u[UNIFORMS];
+      philox4x32(s->key, counter, words);
+      rng_six_uniforms(words, u);
+      for (int i = 0; i < UNIFORMS && k + i < count; i++) z[g * count + k + i] = u[i];
+    }
+  }
+  for (int64_t i = r->groups * count; i < row_candidates(s); i++) z[i] = 0.5f;
+  kernel_table()->minus_gumbel(z, row_candidates(s));
+}
+
+/* Exponents of one group, the largest of them 0. */
+static void center_group(const struct mask_pattern *p, int64_t width, float *y) {
+  float top = -INFINITY;
   for (int k = 0; k < p->count; k++) {
-    if (width < p->of && !mask_pattern_fits(p, k, width)) y[k] = -INFINITY;
+    if (width < p->of && !mask_pattern_fits(p, k, width)) y[k] = NEVER;
     if (y[k] > top) top = y[k];
   }
-  for (int k = 0; k < p->count; k++) sum += y[k] = expf(y[k] - top);
-  for (int k = 0; k < p->count; k++) y[k] /= sum;
+  for (int k = 0; k < p->count; k++) y[k] -= top;
 }
 
-/* Mnm of one group: m (of); y (candidates) the probabilities behind it, of fixed bits untouched. */
-static void group_mask(const struct group_row *r, int64_t group, float *y, float *m) {
+static void normalize_group(int count, float *y) {
+  float sum = 0;
+  for (int k = 0; k < count; k++) sum += y[k];
+  const float factor = 1 / sum;
+  for (int k = 0; k < count; k++) y[k] *= factor;
+}
+
+/* Softmax over the candidates of every group of a row: y (groups, candidates), padded; z is scratch
+ * of the same size. */
+static void row_probabilities(const struct group_row *r, float *y, float *z) {
+  const struct pattern_source *s = r->s;
+  const struct mask_pattern *p = s->pattern;
+  const int64_t count = r->groups * p->count, padded = row_candidates(s);
+  const float *logits = s->logits + r->row * count;
+  const float slope = s->kappa / s->tau, inverse_tau = 1.0f / s->tau;
+  for (int64_t i = 0; i < count; i++) y[i] = logits[i] * slope;
+  for (int64_t i = count; i < padded; i++) y[i] = 0;
+  if (s->noise) {
+    row_noise(r, z);
+    for (int64_t i = 0; i < count; i++) y[i] -= z[i] * inverse_tau;
+  }
+  for (int64_t g = 0; g < r->groups; g++) center_group(p, s->cols - g * p->of, y + g * p->count);
+  kernel_table()->exponential(y, padded);
+  for (int64_t g = 0; g < r->groups; g++) normalize_group(p->count, y + g * p->count);
+}
+
+/* Mnm of one group: m (of), from its probabilities y (candidates), or from the fixed bits. */
+static void group_mask(const struct group_row *r, int64_t group, const float *y, float *m) {
   const struct pattern_source *s = r->s;
   const struct mask_pattern *p = s->pattern;
   for (int c = 0; c < p->of; c++) m[c] = 0;
@@ -107,7 +136,6 @@ static void group_mask(const struct group_row *r, int64_t group, float *y, float
     }
     return;
   }
-  group_probabilities(r, group, y);
   for (int k = 0; k < p->count; k++)
     for (uint32_t kept = p->kept[k]; kept; kept &= kept - 1) m[__builtin_ctz(kept)] += y[k];
 }
@@ -191,15 +219,28 @@ static void put_row(const struct pass *p, int64_t row, const float *made) {
     memcpy((float *)p->out + at, made, (size_t)cols * sizeof *made);
 }
 
-static double sample_row(const struct pass *p, int64_t row, const float *w, float *out) {
+/* Scratch of a strip. */
+struct room {
+  float *out, *w; /* (cols) */
+  float *y, *z;   /* (row_candidates) */
+};
+
+static struct room room_make(const struct pass *p) {
+  const int64_t cols = p->s->cols, candidates = p->s->logits ? row_candidates(p->s) : 0;
+  float *at = kernel_scratch(SCRATCH_MASK, (size_t)(2 * cols + 2 * candidates));
+  return (struct room){at, at + cols, at + 2 * cols, at + 2 * cols + candidates};
+}
+
+static double sample_row(const struct pass *p, int64_t row, const float *w, struct room room) {
   const struct pattern_source *s = p->s;
   const struct group_row r = {s, row, p->groups, s->rows * p->groups};
-  const int of = s->pattern->of;
-  float y[PATTERN_CANDIDATES_MAX], m[PATTERN_GROUP_MAX];
+  const int of = s->pattern->of, count = s->pattern->count;
+  float m[PATTERN_GROUP_MAX], *out = room.out;
   double sum = 0;
+  if (s->logits) row_probabilities(&r, room.y, room.z);
   for (int64_t g = 0; g < p->groups; g++) {
     const float tile = tile_of(p, row, g);
-    group_mask(&r, g, y, m);
+    group_mask(&r, g, room.y + g * count, m);
     for (int64_t c = g * of; c < (g + 1) * of && c < s->cols; c++) {
       out[c] = w[c] * (tile + (1 - tile) * m[c - g * of]);
       sum += (double)out[c] * out[c];
@@ -210,15 +251,14 @@ static double sample_row(const struct pass *p, int64_t row, const float *w, floa
 
 static void sample_item(void *ctx, int64_t strip, int worker) {
   const struct pass *p = ctx;
-  const int64_t cols = p->s->cols;
   int64_t first, end;
   (void)worker;
   strip_rows(p, strip, &first, &end);
-  float *room = kernel_scratch(SCRATCH_MASK, (size_t)(2 * cols));
+  const struct room room = room_make(p);
   p->part[strip] = 0;
   for (int64_t row = first; row < end; row++) {
-    p->part[strip] += sample_row(p, row, row_weights(p, row, room + cols), room);
-    put_row(p, row, room);
+    p->part[strip] += sample_row(p, row, row_weights(p, row, room.w), room);
+    put_row(p, row, room.out);
   }
 }
 
@@ -238,15 +278,16 @@ double pattern_sample(const struct pattern_source *source, struct matrix_view w,
 }
 
 /* One row of the backward pass; adds to dtile (tile cols) and makes w M on the way. */
-static void backward_row(const struct pass *p, int64_t row, const float *w, float *out,
+static void backward_row(const struct pass *p, int64_t row, const float *w, struct room room,
                          double *dtile) {
   const struct pattern_source *s = p->s;
   const struct group_row r = {s, row, p->groups, s->rows * p->groups};
   const int of = s->pattern->of, count = s->pattern->count;
   const float *dw = p->dw + row * s->cols;
-  float y[PATTERN_CANDIDATES_MAX], m[PATTERN_GROUP_MAX], dm[PATTERN_GROUP_MAX] = {0};
+  float m[PATTERN_GROUP_MAX], dm[PATTERN_GROUP_MAX] = {0}, *out = room.out;
+  if (s->logits) row_probabilities(&r, room.y, room.z);
   for (int64_t g = 0; g < p->groups; g++) {
-    const float tile = tile_of(p, row, g);
+    const float tile = tile_of(p, row, g), *y = room.y + g * count;
     double dt = 0;
     group_mask(&r, g, y, m);
     for (int64_t c = g * of; c < (g + 1) * of && c < s->cols; c++) {
@@ -264,16 +305,15 @@ static void backward_row(const struct pass *p, int64_t row, const float *w, floa
 
 static void backward_item(void *ctx, int64_t strip, int worker) {
   const struct pass *p = ctx;
-  const int64_t cols = p->s->cols;
   int64_t first, end;
   (void)worker;
   strip_rows(p, strip, &first, &end);
-  float *room = kernel_scratch(SCRATCH_MASK, (size_t)(2 * cols));
+  const struct room room = room_make(p);
   double *dtile = p->part + strip * p->tile_cols;
   memset(dtile, 0, (size_t)p->tile_cols * sizeof *dtile);
   for (int64_t row = first; row < end; row++) {
-    backward_row(p, row, row_weights(p, row, room + cols), room, dtile);
-    if (p->out) put_row(p, row, room);
+    backward_row(p, row, row_weights(p, row, room.w), room, dtile);
+    if (p->out) put_row(p, row, room.out);
   }
 }
 

@@ -1,6 +1,6 @@
 /* Soft masks of any n:m: what mask_ops.h does for 2:4, for tables of up to 70 candidates. A path of
- * its own beside that one, in plain C on all threads: 2:4 is what kernels multiply fast, and its
- * path is the one that is made fast.
+ * its own beside that one, on all threads, plain C but for logarithms and exponentials: 2:4 is what
+ * kernels multiply fast, and its path is the one that is made fast.
  *
  * A group of m columns has C(m, n) candidates, in lexicographic order of what they keep: for 2:4
  * 1100, 1010, 1001, 0110, 0101, 0011. Each has a logit of its own: (rows, groups, candidates), and

@@ -141,6 +141,9 @@ struct kernel_table {
 
   /* --- soft masks --- */
   struct mask_kernels mask;
+  /* x = log(-log x), minus Gumbel noise of a uniform, and x = e^x, over n: a multiple of 16. */
+  void (*minus_gumbel)(float *x, int64_t n);
+  void (*exponential)(float *x, int64_t n);
 };
 
 const struct kernel_table *kernel_table(void);

@@ -460,6 +460,8 @@ static void say_plan(const struct learn_report *r) {
       (p->prior_seconds + p->learn_seconds + p->heldout_seconds) / 60, p->prior_seconds / 60,
       p->learn_seconds / 60, p->heldout_seconds / 60, p->gflops);
   if (r->dry_run) say_memory(&p->memory);
+  if (r->dry_run && !learn_is_24(s))
+    log_info("--pattern %d:%d is learned on the CPU only", s->keep, s->of);
 }
 
 enum status learn_run(const struct learn_request *request, struct learn_report *report,

@@ -9,8 +9,11 @@
 /* needs the steps of the rows */
 #include "kernel/cpu/distill_body.h"
 
+#include "kernel/cpu/gumbel_body.h"
+
 void rows_fill_avx2(struct kernel_table *table) {
   fill_rows(table);
   fill_distill(table);
+  fill_gumbel(table);
 }
 #endif

@@ -10,8 +10,11 @@
 
 #include "kernel/cpu/distill_body.h"
 
+#include "kernel/cpu/gumbel_body.h"
+
 void rows_fill_neon(struct kernel_table *table) {
   fill_rows(table);
   fill_distill(table);
+  fill_gumbel(table);
 }
 #endif

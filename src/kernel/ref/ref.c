@@ -11,4 +11,5 @@ void kernel_table_fill_reference(struct kernel_table *table) {
   ref_fill_distill(table);
   ref_fill_attention(table);
   ref_fill_mask(table);
+  ref_fill_gumbel(table);
 }

@@ -12,5 +12,6 @@ void ref_fill_row(struct kernel_table *table);
 void ref_fill_distill(struct kernel_table *table);
 void ref_fill_attention(struct kernel_table *table);
 void ref_fill_mask(struct kernel_table *table);
+void ref_fill_gumbel(struct kernel_table *table);
 
 #endif
