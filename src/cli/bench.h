@@ -8,10 +8,10 @@
 struct bench_settings {
   int64_t rounds, layers, seed;
   double seconds;
-  struct text_list decode, prefill, synthetic, density, peer;
+  struct text_list decode, prefill, text, synthetic, density, peer;
   int dtype, precision, kv;
-  const char *isa;
-  bool peers;
+  const char *isa, *device;
+  bool peers, graph;
   struct common_options common;
 };
 
@@ -19,8 +19,9 @@ enum { BENCH_CASES_MAX = 64, BENCH_ENTRIES_MAX = 256, BENCH_PREFILL_MOST = 1 << 
 
 /* One contestant in each case: a model of this program, or a peer on the weights of one. */
 struct bench_entry {
-  struct model *model; /* of a peer: the dense entry's, which owns it */
-  struct peer *peer;   /* or NULL */
+  struct model *model;  /* of a peer: the dense entry's, which owns it */
+  struct model *placed; /* the same on the backend, where that is not the host; else NULL */
+  struct peer *peer;    /* or NULL */
   bool hybrid;
   bool made;       /* the dense form of a hybrid model, made for the comparison */
   int dense_entry; /* what a hybrid model or a peer is compared with, or -1 */
@@ -28,6 +29,7 @@ struct bench_entry {
 
 struct bench_job {
   const struct bench_settings *settings;
+  const struct backend *backend;
   struct speed_case cases[BENCH_CASES_MAX];
   int case_count;
   struct bench_entry entries[BENCH_ENTRIES_MAX];
@@ -37,9 +39,14 @@ struct bench_job {
 
 /* Room for one more; STATUS_USAGE when there is none. */
 enum status bench_add(struct bench_job *job, const struct bench_entry *entry, struct error *err);
+/* Where it runs. */
+static inline const struct model *bench_model(const struct bench_entry *e) {
+  return e->placed ? e->placed : e->model;
+}
 /* "bf16", or "mixed". */
 const char *bench_dtype(const struct model *model);
 
+bool bench_on_host(const struct bench_settings *settings);
 enum precision bench_precision(const struct bench_settings *settings);
 
 /* bench_peers.c: starts the peers that were asked for, on each dense model of the job. */

@@ -1,5 +1,6 @@
 /* What `tessera bench` says: one table for people, and JSON whose fields docs/BENCH.md names. */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -10,7 +11,8 @@
 #include "kernel/ops.h"
 
 static const char *phase_name(const struct speed_case *c) {
-  return c->phase == SPEED_DECODE ? "decode" : "prefill";
+  static const char *const names[] = {"decode", "prefill", "text"};
+  return names[c->phase];
 }
 
 static double density_of(const struct bench_entry *e) {
@@ -52,6 +54,10 @@ static json_t *row_json(const struct bench_job *job, int entry, int which) {
   if (!e->peer) json_object_set_new(row, "density", output_real(density_of(e)));
   json_object_set_new(row, "phase", json_string(phase_name(&job->cases[which])));
   json_object_set_new(row, "batch", json_integer(job->cases[which].batch));
+  if (job->cases[which].phase == SPEED_TEXT) {
+    json_object_set_new(row, "prompt", json_integer(job->cases[which].prompt));
+    json_object_set_new(row, "generated", json_integer(job->cases[which].tokens));
+  }
   json_object_set_new(row, "tokens_per_s", output_real(f->tokens_per_s));
   if (!e->peer) {
     json_object_set_new(row, "bytes_per_token", output_real(f->bytes_per_token));
@@ -87,7 +93,11 @@ static json_t *model_json_of(const struct bench_job *job, int entry) {
   json_object_set_new(out, "model", json_string(model_path(e->model)));
   json_object_set_new(out, "form", json_string(e->hybrid ? "hybrid" : "dense"));
   json_object_set_new(out, "density", output_real(density_of(e)));
-  json_object_set_new(out, "weight_bytes", json_integer((json_int_t)speed_weight_bytes(e->model)));
+  json_object_set_new(out, "weight_bytes",
+                      json_integer((json_int_t)speed_weight_bytes(bench_model(e))));
+  if (e->placed)
+    json_object_set_new(out, "device_bytes",
+                        json_integer((json_int_t)model_placed_bytes(e->placed)));
   json_object_set_new(out, "kv_bytes_per_position", json_integer((json_int_t)kv_bytes(job, e)));
   json_object_set_new(out, "read_bytes_per_s", output_real(job->result.read_bytes_per_s[entry]));
   return out;
@@ -113,6 +123,8 @@ json_t *bench_json(const struct bench_job *job) {
                       json_string(precision_name[bench_precision(job->settings)]));
   json_object_set_new(out, "kv",
                       json_string(dtype_traits(inputs_kv_types[job->settings->kv])->name));
+  json_object_set_new(out, "device", json_string(job->settings->device));
+  json_object_set_new(out, "graph", json_boolean(job->settings->graph));
   json_object_set_new(out, "isa", json_string(kernel_isa()));
   json_object_set_new(out, "threads", json_integer(parallel_threads()));
   json_object_set_new(out, "rounds", json_integer(job->settings->rounds));
@@ -171,7 +183,10 @@ static void put_row(struct table *table, const struct bench_job *job, int entry,
 static void print_notes(const struct bench_job *job, bool noise) {
   const struct bench_settings *s = job->settings;
   char compute[96], kv[32];
-  inputs_describe_compute(bench_precision(s), compute);
+  if (bench_on_host(s))
+    inputs_describe_compute(bench_precision(s), compute);
+  else
+    snprintf(compute, sizeof compute, "bf16 on %s%s", s->device, s->graph ? ", in graphs" : "");
   log_info("%s; medians of %lld interleaved rounds; a plain read of the weights: %.1f GB/s",
            compute, (long long)s->rounds, job->result.read_bytes_per_s[0] / 1e9);
   format_bytes(kv, (double)kv_bytes(job, &job->entries[0]));
@@ -194,7 +209,10 @@ void bench_print(const struct bench_job *job) {
   for (int which = 0; which < job->case_count; which++)
     for (int i = 0; i < job->entry_count; i++) {
       const struct speed_case *c = &job->cases[which];
-      table_cell(&table, i ? "" : "%s %lld", phase_name(c), (long long)c->batch);
+      char text[64] = "";
+      if (c->phase == SPEED_TEXT)
+        snprintf(text, sizeof text, "%lld+%lld x ", (long long)c->prompt, (long long)c->tokens);
+      table_cell(&table, i ? "" : "%s %s%lld", phase_name(c), text, (long long)c->batch);
       put_who(&table, &job->entries[i], !name);
       put_row(&table, job, i, which, &noise);
     }

@@ -1,5 +1,6 @@
 /* tessera bench: decode and prefill speed of models, each hybrid one against its dense form. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +22,9 @@ static const struct option options[] = {
      "sequences that are decoded together, or none [default: 1,2,4,8,16,32,64]"},
     {"prefill", OPTION_LIST, AT(prefill), NULL, 0, 0, NULL, "N,..",
      "lengths of prompts to read, or none [default: 128,512,2048]"},
+    {"text", OPTION_LIST, AT(text), NULL, 0, 0, NULL, "P+NxB,..",
+     "B prompts of P tokens each, read and continued by N tokens: the rate counts the tokens that "
+     "are generated over the time of all, as 128+1024x16"},
     {"rounds", OPTION_INT, AT(rounds), "5", 1, SPEED_ROUNDS_MAX, NULL, "N",
      "times that each is measured, in turn with the others; the median counts"},
     {"seconds", OPTION_REAL, AT(seconds), "0.5", 0.01, 60, NULL, "S",
@@ -44,6 +48,9 @@ static const struct option options[] = {
      "where the processor multiplies it, else fp32)"},
     {"kv", OPTION_CHOICE, AT(kv), "f16", 0, 0, INPUTS_KV_CHOICES, NULL,
      "how keys and values of the context are kept, as in generate"},
+    INPUTS_DEVICE_OPTION(struct bench_settings, device),
+    {"graph", OPTION_FLAG, AT(graph), NULL, 0, 0, NULL, NULL,
+     "on a GPU: record a step once and run it as one piece from then on (a CUDA graph)"},
     {"peers", OPTION_FLAG, AT(peers), NULL, 0, 0, NULL, NULL,
      "also measure llama.cpp and PyTorch on the dense weights; PYTHON names the interpreter that "
      "has llama-cpp-python, torch and transformers"},
@@ -64,28 +71,62 @@ enum status bench_add(struct bench_job *job, const struct bench_entry *entry, st
 /* Adds a model in the form in which generate runs it; a model that cannot be added is closed. */
 static enum status add_model(struct bench_job *job, const struct bench_entry *entry,
                              struct error *err) {
-  enum status status = model_prepare(entry->model, false, err);
-  if (!status) status = bench_add(job, entry, err);
-  if (status) model_close(entry->model);
+  struct bench_entry added = *entry;
+  enum status status = job->backend->is_host ? model_prepare(entry->model, false, err)
+                                             : model_place_to_run(&added.placed, entry->model,
+                                                                  job->backend, true, err);
+  if (!status) status = bench_add(job, &added, err);
+  if (!status) return STATUS_OK;
+  model_close(added.placed);
+  model_close(entry->model);
   return status;
 }
 
 /* --- cases --- */
 
-static enum status choose_cases(struct bench_job *job, struct error *err) {
-  const struct bench_settings *s = job->settings;
+/* "128+1024x16,..." */
+static enum status choose_texts(struct bench_job *job, struct error *err) {
+  const struct text_list *list = &job->settings->text;
+  for (int i = 0; i < list->count; i++)
+    for (const char *at = list->items[i]; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+      long long prompt = 0, tokens = 0, batch = 0;
+      int used = 0;
+      const bool read = sscanf(at, "%lld+%lldx%lld%n", &prompt, &tokens, &batch, &used) == 3;
+      if (!read || (at[used] && at[used] != ',') || prompt < 1 || tokens < 1 || batch < 1 ||
+          prompt > BENCH_PREFILL_MOST || tokens > BENCH_PREFILL_MOST || batch > SESSION_SLOTS_MAX)
+        return error_set(err, STATUS_USAGE,
+                         "--text takes texts such as 128+1024x16, up to %d tokens and %d at once, "
+                         "not \"%s\"",
+                         BENCH_PREFILL_MOST, SESSION_SLOTS_MAX, list->items[i]);
+      if (job->case_count == BENCH_CASES_MAX)
+        return error_set(err, STATUS_USAGE, "more than %d cases cannot be measured in one run",
+                         BENCH_CASES_MAX);
+      job->cases[job->case_count++] = (struct speed_case){SPEED_TEXT, batch, prompt, tokens};
+    }
+  return STATUS_OK;
+}
+
+static enum status choose_phase(struct bench_job *job, enum speed_phase phase,
+                                const struct text_list *list, const char *usual, const char *option,
+                                int64_t most, struct error *err) {
   int64_t values[BENCH_CASES_MAX];
   int count = 0;
+  if (job->settings->text.count && !list->count) return STATUS_OK; /* texts alone */
   enum status status =
-      numbers_integers(&s->decode, "1,2,4,8,16,32,64", "decode", 1, SESSION_SLOTS_MAX, values,
-                       BENCH_CASES_MAX / 2, &count, err);
-  for (int i = 0; i < count; i++)
-    job->cases[job->case_count++] = (struct speed_case){SPEED_DECODE, values[i]};
-  if (status) return status;
-  status = numbers_integers(&s->prefill, "128,512,2048", "prefill", 1, BENCH_PREFILL_MOST, values,
-                            BENCH_CASES_MAX / 2, &count, err);
-  for (int i = 0; i < count; i++)
-    job->cases[job->case_count++] = (struct speed_case){SPEED_PREFILL, values[i]};
+      numbers_integers(list, usual, option, 1, most, values, BENCH_CASES_MAX / 2, &count, err);
+  for (int i = 0; i < count && !status; i++)
+    job->cases[job->case_count++] = (struct speed_case){.phase = phase, .batch = values[i]};
+  return status;
+}
+
+static enum status choose_cases(struct bench_job *job, struct error *err) {
+  const struct bench_settings *s = job->settings;
+  enum status status = choose_phase(job, SPEED_DECODE, &s->decode, "1,2,4,8,16,32,64", "decode",
+                                    SESSION_SLOTS_MAX, err);
+  if (!status)
+    status = choose_phase(job, SPEED_PREFILL, &s->prefill, "128,512,2048", "prefill",
+                          BENCH_PREFILL_MOST, err);
+  if (!status) status = choose_texts(job, err);
   if (status || job->case_count) return status;
   return error_set(err, STATUS_USAGE, "--decode none and --prefill none leave nothing to measure");
 }
@@ -108,6 +149,8 @@ const char *bench_dtype(const struct model *model) {
 /* Whether integers have scales of one kind, or neither has integers. */
 static bool same_scales(const struct linear_weight *x, const struct linear_weight *y) {
   const struct quant_strips *a = x->quant, *b = y->quant;
+  if (x->integers && y->integers) /* as stored, for a GPU */
+    return !x->integers->mins == !y->integers->mins && x->integers->group == y->integers->group;
   if (!a || !b) return a == b;
   return a->mins == b->mins && !a->row_scales == !b->row_scales;
 }
@@ -231,7 +274,10 @@ static enum status make_models(struct bench_job *job, struct error *err) {
 
 /* --- the run --- */
 
+bool bench_on_host(const struct bench_settings *s) { return !strcmp(s->device, "cpu"); }
+
 enum precision bench_precision(const struct bench_settings *s) {
+  if (!bench_on_host(s)) return PRECISION_BF16;
   return s->precision < 0 ? precision_fastest() : (enum precision)s->precision;
 }
 
@@ -252,6 +298,11 @@ static enum status check_request(const struct bench_settings *s, const struct te
   if (paths->count == 0 && (s->peers || s->peer.count))
     return error_set(err, STATUS_USAGE,
                      "peers read models from files, which synthetic ones do not have");
+  if ((s->peers || s->peer.count) && (s->text.count || !bench_on_host(s)))
+    return error_set(err, STATUS_USAGE, "peers run on the CPU and know no --text: leave --%s away",
+                     s->text.count ? "text" : "device");
+  if (s->graph && bench_on_host(s))
+    return error_set(err, STATUS_USAGE, "--graph is for GPUs: give --device cuda, too");
   return STATUS_OK;
 }
 
@@ -259,12 +310,13 @@ static enum status measure(struct bench_job *job, struct error *err) {
   const struct bench_settings *s = job->settings;
   struct speed_entry entries[BENCH_ENTRIES_MAX];
   for (int i = 0; i < job->entry_count; i++)
-    entries[i] = (struct speed_entry){job->entries[i].model, job->entries[i].peer};
+    entries[i] = (struct speed_entry){bench_model(&job->entries[i]), job->entries[i].peer};
   struct speed_settings speed = {.cases = job->cases,
                                  .case_count = job->case_count,
                                  .rounds = (int)s->rounds,
                                  .precision = bench_precision(s),
                                  .kv = inputs_kv_types[s->kv],
+                                 .record = s->graph,
                                  .seconds = s->seconds};
   return speed_measure(&job->result, entries, job->entry_count, &speed, err);
 }
@@ -273,8 +325,11 @@ static void release(struct bench_job *job) {
   for (int i = 0; i < job->entry_count; i++) {
     struct bench_entry *e = &job->entries[i];
     peer_stop(e->peer);
-    if (!e->peer) model_close(e->model);
+    if (e->peer) continue;
+    model_close(e->placed);
+    model_close(e->model);
   }
+  backend_close(job->backend);
   speed_result_free(&job->result);
 }
 
@@ -288,6 +343,7 @@ static enum status run(const struct command *command, void *settings, struct tex
   enum status status = check_request(s, positionals, err);
   if (!status) status = choose_isa(s->isa, err);
   if (!status) status = choose_cases(job, err);
+  if (!status) status = backend_open(&job->backend, s->device, err);
   if (!status) status = open_models(job, positionals, err);
   if (!status) status = make_models(job, err);
   if (!status) status = find_dense_forms(job, err);

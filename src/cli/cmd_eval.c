@@ -126,7 +126,7 @@ static enum status place_inputs(struct inputs *in, bool decode, struct error *er
   const struct model *hosts[2] = {in->model, in->reference};
   enum status status = STATUS_OK;
   if (decode && !in->backend->is_host)
-    return model_place_to_run(&in->placed[0], in->model, in->backend, err);
+    return model_place_to_run(&in->placed[0], in->model, in->backend, true, err);
   for (int i = 0; i < 2 && !status && !in->backend->is_host; i++)
     if (hosts[i]) status = model_place(&in->placed[i], hosts[i], in->backend, err);
   return status;

@@ -245,8 +245,9 @@ static enum status run(const struct command *command, void *settings, struct tex
   if (!status) status = inputs_model(&job.model, positionals->items[0], s->mask, err);
   if (!status) status = tokenizer_open(&job.tokenizer, positionals->items[0], err);
   if (!status)
-    status = job.backend->is_host ? model_prepare(job.model, false, err)
-                                  : model_place_to_run(&job.placed, job.model, job.backend, err);
+    status = job.backend->is_host
+                 ? model_prepare(job.model, false, err)
+                 : model_place_to_run(&job.placed, job.model, job.backend, true, err);
   if (!status)
     status = talk ? run_chat(&job, err)
                   : run_once(&job, s->prompt ? s->prompt : strbuf_text(&prompt), err);

@@ -14,7 +14,10 @@
 
 static const double WARM_UP_SHARE = 0.2; /* of the time of a run */
 
+static bool on_host(const struct model *model) { return model_backend(model)->is_host; }
+
 size_t speed_weight_bytes(const struct model *model) {
+  if (!on_host(model)) return model_step_bytes(model);
   struct weight_spans spans;
   if (weight_spans_init(&spans, model, NULL)) return 0;
   size_t bytes = spans.bytes;
@@ -31,13 +34,16 @@ static void fill_prompt(int32_t *ids, int64_t count, int64_t vocab_size) {
 /* What a run needs; arrays have room for `batch` sequences or one prompt of `batch` tokens. */
 struct run {
   const struct model *model;
+  const struct speed_case *which;
   int64_t batch;
   double seconds;
   const struct speed_settings *settings;
   struct model_session *session;
-  int32_t *ids;   /* (batch or more) */
-  int64_t *slots; /* (batch) */
-  float *logits;  /* (batch, vocab_size) or (vocab_size) */
+  int32_t *ids;             /* (batch or more) */
+  int64_t *slots;           /* (batch) */
+  float *logits;            /* (batch, vocab_size) or (vocab_size) */
+  struct model_draw *draws; /* (batch) */
+  int32_t *drawn;           /* (batch) */
 };
 
 static void run_release(struct run *r) {
@@ -45,23 +51,37 @@ static void run_release(struct run *r) {
   mem_free(r->ids);
   mem_free(r->slots);
   mem_free(r->logits);
+  mem_free(r->draws);
+  mem_free(r->drawn);
 }
 
-static enum status run_init(struct run *r, bool decoding, struct error *err) {
+/* Positions of a text, and ids that a run asks for at once. */
+static int64_t capacity_of(const struct speed_case *c) {
+  if (c->phase == SPEED_TEXT) return c->prompt + c->tokens;
+  return c->phase == SPEED_DECODE ? SPEED_CONTEXT_MOST : c->batch;
+}
+
+static enum status run_init(struct run *r, struct error *err) {
+  const bool decoding = r->which->phase != SPEED_PREFILL;
   int64_t vocab_size = model_config(r->model)->vocab_size;
-  int64_t capacity = decoding ? SPEED_CONTEXT_MOST : r->batch;
+  int64_t capacity = capacity_of(r->which);
   int64_t count = r->batch > capacity ? r->batch : capacity;
+  if (r->which->phase == SPEED_TEXT) count = r->batch * r->which->prompt;
   r->ids = mem_alloc((size_t)count, sizeof *r->ids, err);
   r->slots = mem_alloc((size_t)r->batch, sizeof *r->slots, err);
   r->logits = mem_alloc(decoding ? (size_t)r->batch : 1, (size_t)vocab_size * sizeof(float), err);
-  if (!r->ids || !r->slots || !r->logits) return STATUS_FAILED;
+  r->draws = mem_alloc((size_t)r->batch, sizeof *r->draws, err);
+  r->drawn = mem_alloc((size_t)r->batch, sizeof *r->drawn, err);
+  if (!r->ids || !r->slots || !r->logits || !r->draws || !r->drawn) return STATUS_FAILED;
   fill_prompt(r->ids, count, vocab_size);
   for (int64_t i = 0; i < r->batch; i++) r->slots[i] = i;
   struct session_settings session = {
       .slots = decoding ? r->batch : 1, .capacity = capacity, .kv = r->settings->kv};
   enum status status = model_session_new_with(&r->session, r->model, &session, err);
-  if (!status) model_session_set_precision(r->session, r->settings->precision);
-  return status;
+  if (status) return status;
+  model_session_set_precision(r->session, r->settings->precision);
+  model_session_record(r->session, r->settings->record);
+  return STATUS_OK;
 }
 
 static void truncate_all(struct run *r) {
@@ -77,13 +97,24 @@ static enum status fill_slots(struct run *r, struct error *err) {
   return status;
 }
 
+/* One token more in every slot; on a card the next ones are drawn there and brought to the host. */
+static enum status step(struct run *r, struct error *err) {
+  const bool draws = model_session_draws(r->session);
+  enum status status =
+      model_session_step(r->session, r->slots, r->ids, r->batch, draws ? NULL : r->logits, err);
+  if (status || !draws) return status;
+  for (int64_t i = 0; i < r->batch; i++)
+    r->draws[i] = (struct model_draw){.slot = i, .top_p = 1, .repetition_penalty = 1};
+  return model_session_draw(r->session, r->draws, r->batch, r->drawn, err);
+}
+
 static enum status decode(struct run *r, double *tokens_per_s, struct error *err) {
   enum status status = fill_slots(r, err);
   double start_s = clock_seconds(), seconds = 0;
   int64_t steps = 0;
   while (!status && (steps == 0 || seconds < r->seconds)) {
     if (model_slot_length(r->session, 0) == SPEED_CONTEXT_MOST) truncate_all(r);
-    status = model_session_step(r->session, r->slots, r->ids, r->batch, r->logits, err);
+    status = step(r, err);
     if (!status) status = interrupt_check(err);
     steps++;
     seconds = clock_seconds() - start_s;
@@ -107,13 +138,37 @@ static enum status prefill(struct run *r, double *tokens_per_s, struct error *er
   return status;
 }
 
+/* Prompts and what follows them, from the first token in to the last one out. */
+static enum status texts(struct run *r, double *tokens_per_s, struct error *err) {
+  const struct speed_case *c = r->which;
+  enum status status = STATUS_OK;
+  double start_s = clock_seconds(), seconds = 0;
+  int64_t done = 0;
+  while (!status && (done == 0 || seconds < r->seconds)) {
+    status = model_session_prompts(r->session, r->slots, r->ids, r->batch, c->prompt, NULL, err);
+    for (int64_t i = 0; i < c->tokens && !status; i++) {
+      status = step(r, err);
+      if (!status) status = interrupt_check(err);
+    }
+    done++;
+    seconds = clock_seconds() - start_s;
+  }
+  *tokens_per_s = (double)(done * r->batch * c->tokens) / seconds;
+  return status;
+}
+
 static enum status run_here(const struct model *model, const struct speed_case *which,
                             double seconds, const struct speed_settings *settings,
                             double *tokens_per_s, struct error *err) {
-  struct run r = {.model = model, .batch = which->batch, .seconds = seconds, .settings = settings};
-  bool decoding = which->phase == SPEED_DECODE;
-  enum status status = run_init(&r, decoding, err);
-  if (!status) status = decoding ? decode(&r, tokens_per_s, err) : prefill(&r, tokens_per_s, err);
+  struct run r = {.model = model,
+                  .which = which,
+                  .batch = which->batch,
+                  .seconds = seconds,
+                  .settings = settings};
+  enum status (*const phases[])(struct run *, double *, struct error *) = {
+      [SPEED_DECODE] = decode, [SPEED_PREFILL] = prefill, [SPEED_TEXT] = texts};
+  enum status status = run_init(&r, err);
+  if (!status) status = phases[which->phase](&r, tokens_per_s, err);
   run_release(&r);
   return status;
 }
@@ -167,8 +222,11 @@ static enum status bench_init(struct bench *b, struct error *err) {
   }
   for (size_t i = 0; i < entries; i++) {
     if (b->entries[i].peer) continue;
-    enum status status = weight_spans_init(&b->spans[i], b->entries[i].model, err);
+    enum status status = on_host(b->entries[i].model)
+                             ? weight_spans_init(&b->spans[i], b->entries[i].model, err)
+                             : STATUS_OK;
     if (status) return status;
+    if (!on_host(b->entries[i].model)) b->spans[i].bytes = model_step_bytes(b->entries[i].model);
   }
   return STATUS_OK;
 }
@@ -192,6 +250,33 @@ static void update_progress(struct bench *b, int64_t run, double took_s) {
   progress_add(&b->progress, took_s);
 }
 
+/* Seconds that a plain read of as many bytes takes; on a card: half of what copying them takes,
+ * which reads and writes each once. */
+static enum status time_read(const struct speed_entry *entry, const struct weight_spans *spans,
+                             double *seconds, struct error *err) {
+  enum { COPY_BYTES_MOST = 512 << 20, COPIES = 4 };
+  const struct backend *ops = model_backend(entry->model);
+  void *from = NULL, *to = NULL;
+  if (ops->is_host) {
+    *seconds = weight_spans_time_read(spans);
+    return STATUS_OK;
+  }
+  const size_t bytes = spans->bytes < COPY_BYTES_MOST ? spans->bytes : COPY_BYTES_MOST;
+  double start_s = 0;
+  enum status status = ops->alloc(bytes, &from, err);
+  if (!status) status = ops->alloc(bytes, &to, err);
+  for (int i = -1; i < COPIES && !status; i++) { /* the first warms up */
+    if (i == 0) status = ops->wait(err);
+    if (i == 0) start_s = clock_seconds();
+    ops->copy_floats(to, from, (int64_t)(bytes / sizeof(float)));
+  }
+  if (!status) status = ops->wait(err);
+  *seconds = (clock_seconds() - start_s) / COPIES / 2 * ((double)spans->bytes / (double)bytes);
+  ops->free(from);
+  ops->free(to);
+  return status;
+}
+
 /* All entries through all cases once; round -1 warms up and is not kept. */
 static enum status run_round(struct bench *b, int round, struct error *err) {
   const struct speed_settings *s = b->settings;
@@ -200,7 +285,9 @@ static enum status run_round(struct bench *b, int round, struct error *err) {
   for (int which = 0; which < s->case_count && !status; which++)
     for (int i = 0; i < b->result->entry_count && !status; i++) {
       double start_s = clock_seconds(), rate = 0;
-      double read_s = b->entries[i].peer ? NAN : weight_spans_time_read(&b->spans[i]);
+      double read_s = NAN;
+      if (!b->entries[i].peer) status = time_read(&b->entries[i], &b->spans[i], &read_s, err);
+      if (status) break;
       status = run_entry(&b->entries[i], &s->cases[which], seconds, s, &rate, err);
       int64_t run = run_index(b, i, which);
       update_progress(b, run, clock_seconds() - start_s + s->seconds - seconds);
@@ -251,7 +338,9 @@ static enum status check_settings(const struct speed_settings *s, struct error *
   INVARIANT(s->rounds > 0 && s->rounds <= SPEED_ROUNDS_MAX && s->case_count > 0);
   for (int i = 0; i < s->case_count; i++) {
     const struct speed_case *c = &s->cases[i];
-    if (c->phase == SPEED_DECODE && (c->batch < 1 || c->batch > SESSION_SLOTS_MAX))
+    if (c->phase == SPEED_TEXT && (c->prompt < 1 || c->tokens < 1))
+      return error_set(err, STATUS_USAGE, "a text needs a prompt and tokens to generate");
+    if (c->phase != SPEED_PREFILL && (c->batch < 1 || c->batch > SESSION_SLOTS_MAX))
       return error_set(err, STATUS_USAGE, "a batch of %lld cannot be decoded; 1 to %d can",
                        (long long)c->batch, SESSION_SLOTS_MAX);
     if (c->batch < 1)

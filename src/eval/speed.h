@@ -10,11 +10,14 @@
 #include "eval/peer.h"
 #include "model/model.h"
 
-enum speed_phase { SPEED_DECODE, SPEED_PREFILL };
+enum speed_phase { SPEED_DECODE, SPEED_PREFILL, SPEED_TEXT };
 
 struct speed_case {
   enum speed_phase phase;
-  int64_t batch; /* sequences for SPEED_DECODE, length of the one prompt for SPEED_PREFILL */
+  int64_t batch; /* sequences, or the length of the one prompt for SPEED_PREFILL */
+  /* Of SPEED_TEXT: `batch` prompts of so many tokens are read and each is continued by `tokens`;
+   * its rate is that of the tokens generated, over the time of everything. */
+  int64_t prompt, tokens;
 };
 
 /* Decoding happens between these positions, over and over: short texts, so that it is the weights
@@ -23,8 +26,8 @@ enum { SPEED_CONTEXT = 32, SPEED_CONTEXT_MOST = 64, SPEED_ROUNDS_MAX = 1000 };
 
 /* Who runs: this program, or a peer that has loaded the same weights. */
 struct speed_entry {
-  const struct model *model;
-  struct peer *peer; /* or NULL */
+  const struct model *model; /* on a card: placed to run; the likeliest token is drawn there */
+  struct peer *peer;         /* or NULL */
 };
 
 struct speed_settings {
@@ -33,6 +36,7 @@ struct speed_settings {
   int rounds;               /* at least 1; a short warm-up comes on top */
   enum precision precision; /* of prompts, as in model_session_set_precision */
   enum dtype kv;            /* of keys and values, as in struct session_settings */
+  bool record;              /* as model_session_record */
   double seconds;           /* about how long one run takes; a prompt is read once at least */
 };
 
@@ -46,7 +50,8 @@ struct speed_result {
   int entry_count, case_count, rounds;
   struct speed_figure *figures; /* (entries, cases) */
   double *rates;                /* (entries, cases, rounds) tokens a second */
-  double *read_bytes_per_s;     /* (entries) plain read of the same weights; NAN for a peer */
+  double *read_bytes_per_s;     /* (entries) plain read of the same weights, on a card of as much
+                                   memory while it is copied; NAN for a peer */
 };
 
 /* STATUS_USAGE for a batch that cannot be run, STATUS_INTERRUPTED on a signal. */

@@ -32,6 +32,13 @@ struct serve_product_call {
   float *y_wide;        /* or NULL: fp32 in place of y; not of a pair */
 };
 
+struct serve_shape {
+  enum fragment_kind kind;
+  bool pair;
+  int64_t rows, cols; /* of the packed matrix, both of a pair */
+  int64_t tiles, sparse_tiles;
+};
+
 struct serve_ops {
   /* --- weights --- */
   /* Copies `f` to the card. With a pair, `f` are both, joined (fragment_join). */
@@ -47,6 +54,7 @@ struct serve_ops {
   size_t (*copy_bytes)(const struct serve_weight *w);
   /* The tiles of a dense bf16 matrix, for serve_embed_args. */
   const uint8_t *(*weight_tiles)(const struct serve_weight *w);
+  struct serve_shape (*weight_shape)(const struct serve_weight *w);
   /* Names of the kernels that can multiply so many tokens: first the one that is taken where
    * nothing was chosen. Returns how many. */
   int (*variants)(const struct serve_weight *w, int64_t tokens,

@@ -125,6 +125,7 @@ static void place_linears(struct placing *p, const struct linear_site *sites, in
     const int64_t rows = linear_rows(&sites[0].weight), at[2] = {0, rows};
     layer->pair_bias = place_biases(p, sites, 2, at, 2 * rows);
     layer->pair = upload(p, &parts[0], activation);
+    layer->pair_most = PRODUCT_PAIR_PANEL_MAX;
     if (layer->pair)
       p->status = p->to->backend->serve->weight_plain(layer->pair, &out->weight[0], p->err);
   }
@@ -167,10 +168,11 @@ static void place_head(struct placing *p, struct card *card, const struct model 
   mem_free(row);
 }
 
-enum status card_new(struct placing *p, const struct model *host) {
+enum status card_new(struct placing *p, const struct model *host, bool choose) {
   struct card *card = mem_alloc(1, sizeof *card, p->err);
   if (!card) return STATUS_FAILED;
   p->to->card = card;
+  card->choose = choose;
   card->layer_count = host->config.layers;
   card->layers = mem_alloc((size_t)host->config.layers, sizeof *card->layers, p->err);
   if (!card->layers) return STATUS_FAILED;

@@ -19,6 +19,7 @@ struct card_linears {
 struct card_layer {
   struct card_linears qkv, gate_up, o, down;
   struct serve_weight *pair; /* gate and up as one that applies the activation; or NULL */
+  int64_t pair_most;         /* tokens up to which it is taken */
   const uint16_t *pair_bias; /* (2 * intermediate_size) or NULL */
 };
 
@@ -28,6 +29,7 @@ struct card {
   struct serve_weight *head;
   const void *embeddings; /* bf16, row-major, where the head does not serve for them; else NULL */
   size_t embedding_bytes;
+  bool choose; /* as model_place_to_run */
 };
 
 /* place.c: what a placed model is being given. */
@@ -40,11 +42,17 @@ struct placing {
  */
 void *place(struct placing *p, const void *from, size_t bytes);
 
-enum status card_new(struct placing *p, const struct model *host);
+enum status card_new(struct placing *p, const struct model *host, bool choose);
 void card_free(struct card *card, const struct backend *backend); /* NULL is fine */
 
 /* Bytes on the card: of all weights; of what a step reads, packed linears and the head. */
 size_t card_bytes(const struct card *card, const struct serve_ops *serve, bool step);
+
+/* card_choose.c: for passes of up to `rows` rows the kernels that the card's table names
+ * (model/choice.h); what it lacks is measured, and kept. Weights of integers stay with the first of
+ * their kernels: they have no dense product to be held against. */
+enum status card_choose(struct card *card, const struct serve_ops *serve, int64_t rows,
+                        struct error *err);
 
 /* --- sessions: as the functions of model.h --- */
 struct card_session;

@@ -167,6 +167,8 @@ static enum status open_session(struct card_session *s, const struct session_set
   if (!status) status = make_rope(s, &c->rope, &s->rope, err);
   if (!status && sliding_rope_differs(c))
     status = make_rope(s, &c->rope_sliding, &s->rope_sliding, err);
+  if (!status && s->model->card->choose)
+    status = card_choose(s->model->card, s->serve, s->rows_most, err);
   return status;
 }
 
@@ -299,7 +301,7 @@ static void attend(const struct card_session *s, const struct pass *p, int layer
 static void feed_forward(const struct card_session *s, const struct pass *p, int layer) {
   const struct model_config *c = &s->model->config;
   const struct card_layer *l = &s->model->card->layers[layer];
-  if (l->pair && p->rows <= PRODUCT_PAIR_PANEL_MAX) {
+  if (l->pair && p->rows <= l->pair_most) {
     s->serve->product(&(struct serve_product_call){.weight = l->pair,
                                                    .tokens = p->rows,
                                                    .x = s->normed,

@@ -72,10 +72,12 @@ enum status model_place(struct model **out, const struct model *host, const stru
 /* A copy that is to decode there, and nothing else: sessions alone may be opened on it. Its
  * matrices are packed for the card's products (sparse/fragments.h): hybrid ones stay hybrid,
  * integers stay integers, all else is rounded to bf16; of `host`, whose weights must not have been
- * prepared, only what describes them is read afterwards. STATUS_REFUSED where the backend has no
- * decoding. */
+ * prepared, only what describes them is read afterwards. `choose`: which kernel multiplies what is
+ * read from the table of this card when a session is opened, and measured first where the table
+ * does not say (model/choice.h); dense copies of weights are kept where the library's dense product
+ * won. Else the usual kernels are taken. STATUS_REFUSED where the backend has no decoding. */
 enum status model_place_to_run(struct model **out, const struct model *host,
-                               const struct backend *backend, struct error *err);
+                               const struct backend *backend, bool choose, struct error *err);
 /* Bytes of such a model on the card: of all weights, dense copies that a choice of kernels asked
  * for included; of those that a step reads, linears and head. */
 size_t model_placed_bytes(const struct model *placed);

@@ -121,7 +121,7 @@ enum status model_place(struct model **out, const struct model *host, const stru
 }
 
 enum status model_place_to_run(struct model **out, const struct model *host,
-                               const struct backend *backend, struct error *err) {
+                               const struct backend *backend, bool choose, struct error *err) {
   struct placing p = {.err = err};
   if (!backend->serve)
     return error_set(err, STATUS_REFUSED, "decoding on %s is not supported", backend->name);
@@ -130,7 +130,7 @@ enum status model_place_to_run(struct model **out, const struct model *host,
   if (p.status == STATUS_OK) place_norms(&p, host);
   if (p.status == STATUS_OK) {
     memcpy(p.to->sites, host->sites, (size_t)model_site_count(host) * sizeof *host->sites);
-    p.status = card_new(&p, host);
+    p.status = card_new(&p, host, choose);
   }
   return end(&p, out);
 }

@@ -152,7 +152,7 @@ static void open_placed(const char *name) {
   char path[64];
   snprintf(path, sizeof path, "models/%s", name);
   must(model_open_to_run(&host, golden(path), &err), err);
-  must(model_place_to_run(&placed, host, card, &err), err);
+  must(model_place_to_run(&placed, host, card, false, &err), err);
 }
 static void close_placed(void) {
   model_close(placed);

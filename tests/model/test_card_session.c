@@ -1,7 +1,9 @@
 /* Decoding on an emulated card: every family's logits against the CPU's, texts of several lengths
  * in one step, pages that come and go, tokens drawn on the card, and recorded steps. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "model/model.h"
@@ -13,6 +15,7 @@ enum { CPU, CARD, SIDES, SLOTS = 3, CAPACITY = 64, IDS = 320 };
 /* Activations are rounded to bf16 before each product: eight bits. */
 #define CLOSE 4e-2
 static double close_to = CLOSE;
+static bool chooses; /* kernels by the card's table */
 
 static struct sides {
   struct model *host, *placed;
@@ -27,11 +30,13 @@ static void open_capacity(const char *name, enum dtype kv, int64_t capacity, int
   char path[64];
   snprintf(path, sizeof path, "models/%s", name);
   must(model_open_to_run(&t.host, golden(path), &err), err);
-  must(model_place_to_run(&t.placed, t.host, card, &err), err);
+  must(model_place_to_run(&t.placed, t.host, card, chooses, &err), err);
   t.vocab = model_config(t.host)->vocab_size;
   const struct session_settings settings = {SLOTS, capacity, kv, pages};
   must(model_session_new_with(&t.session[CPU], t.host, &settings, &err), err);
+  emulated_idle = true; /* what is multiplied to take its time need not be computed */
   must(model_session_new_with(&t.session[CARD], t.placed, &settings, &err), err);
+  emulated_idle = false;
   for (int i = 0; i < SIDES; i++)
     t.logits[i] = mem_alloc((size_t)t.vocab, SLOTS * sizeof(float), &err);
   for (int i = 0; i < IDS; i++) t.ids[i] = (int32_t)((i * i + 5 * i + 1) % t.vocab);
@@ -199,6 +204,39 @@ static void pages_come_and_go(void **state) {
   close_sides();
 }
 
+/* The table is measured once and then read; every bucket of batches gets a kernel that the dense
+ * product does not beat, and where it wins, it multiplies: the results are the same. */
+static void kernels_are_chosen(void **state) {
+  (void)state;
+  char folder[] = "/tmp/tsr_choice_XXXXXX", output[64];
+  assert_non_null(mkdtemp(folder));
+  setenv("XDG_CACHE_HOME", folder, 1);
+  chooses = true;
+  emulated_dense_cost = 1e-4;
+  for (int round = 0; round < 2; round++) { /* the second reads what the first has written */
+    open_sides("llama", DTYPE_F16);
+    const uint64_t timed = emulated_card.timings;
+    assert_true(round ? timed == 0 : timed > 100);
+    append("chosen", 0, 0, 20);
+    step("chosen", (int64_t[]){0}, 1, 20);
+    assert_true(emulated_card.dense_products > 0);
+    assert_true(model_placed_bytes(t.placed) > model_step_bytes(t.placed));
+    close_sides();
+  }
+  emulated_dense_cost = 1e4; /* dearer than any packed product */
+  run_command(output, sizeof output, "rm -rf %s/tessera", folder);
+  open_sides("llama", DTYPE_F16);
+  const uint64_t before = emulated_card.dense_products;
+  append("packed", 0, 0, 20);
+  step("packed", (int64_t[]){0}, 1, 20);
+  assert_int_equal(emulated_card.dense_products, before);
+  close_sides();
+  emulated_dense_cost = 1;
+  chooses = false;
+  run_command(output, sizeof output, "rm -rf %s", folder);
+  unsetenv("XDG_CACHE_HOME");
+}
+
 static void bad_requests_are_refused(void **state) {
   (void)state;
   struct model_session *s;
@@ -223,6 +261,7 @@ int main(void) {
       cmocka_unit_test(bf16_caches_are_close),
       cmocka_unit_test(records_and_company_do_not_show),
       cmocka_unit_test(pages_come_and_go),
+      cmocka_unit_test(kernels_are_chosen),
       cmocka_unit_test(bad_requests_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

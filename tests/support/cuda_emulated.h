@@ -22,9 +22,13 @@ struct emulated_card {
   size_t live_bytes;           /* taken and not given back */
   bool lose_changes;           /* graphs keep their old arguments: a mistake that tests must see */
   bool late_fetch;             /* arrive does not wait: another */
-  uint64_t serves[SERVE_KERNEL_COUNT], packed_products, dense_products, recorded_launches;
+  uint64_t serves[SERVE_KERNEL_COUNT], packed_products, dense_products, timings, recorded_launches;
   uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, puts, bank_conflicts;
 };
 extern struct emulated_card emulated_card;
+/* What the library's dense product takes of what its bytes would, in the timings of kernels: stays
+ * when the card is closed. */
+extern double emulated_dense_cost;
+extern bool emulated_idle; /* products take their time and compute nothing */
 
 #endif

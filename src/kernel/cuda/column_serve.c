@@ -129,7 +129,20 @@ static const uint8_t *weight_tiles(const struct serve_weight *w) {
   return w->matrix.tiles;
 }
 
+static struct serve_shape weight_shape(const struct serve_weight *w) {
+  const struct fragment_matrix *f = &w->matrix.host;
+  struct serve_shape shape = {.kind = f->form.kind,
+                              .pair = w->matrix.pair != PAIR_NONE,
+                              .rows = f->rows,
+                              .cols = f->cols,
+                              .tiles = f->strips * f->tiles_per_strip};
+  for (int64_t s = 0; s < f->strips; s++) shape.sparse_tiles += f->strip[s].sparse_tiles;
+  return shape;
+}
+
 /* --- products --- */
+
+static uint64_t evictions; /* of products that records may use */
 
 static int variants(const struct serve_weight *w, int64_t tokens,
                     char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX]) {
@@ -173,6 +186,7 @@ static enum status prepare(struct serve_weight *w, int64_t tokens, const char *n
       return STATUS_OK;
     }
   if (w->prepared_count == PREPARED_MAX) { /* the oldest makes room */
+    evictions++;
     runtime()->product_free(context(), w->prepared[0].product);
     memmove(w->prepared, w->prepared + 1, --w->prepared_count * sizeof *w->prepared);
   }
@@ -370,7 +384,7 @@ static enum status record_run(const struct serve_record *record, struct error *e
 static void record_free(struct serve_record *record) {
   if (record) runtime()->record_free(context(), record);
 }
-static uint64_t record_epoch(void) { return runtime()->record_epoch(context()); }
+static uint64_t record_epoch(void) { return runtime()->record_epoch(context()) + evictions; }
 
 const struct serve_ops *column_serve_ops(void) {
   static const struct serve_ops ops = {.weight_new = weight_new,
@@ -379,6 +393,7 @@ const struct serve_ops *column_serve_ops(void) {
                                        .weight_bytes = weight_bytes,
                                        .copy_bytes = copy_bytes,
                                        .weight_tiles = weight_tiles,
+                                       .weight_shape = weight_shape,
                                        .variants = variants,
                                        .choose = choose,
                                        .time = time_product,
