@@ -92,6 +92,7 @@ compare: all
 cuda-check:
 	@tools/cuda_check.sh
 	@tools/cuda_check_learn.sh
+	@tools/cuda_check_serve.sh
 .PHONY: cuda-check
 
 # The long table of quality: hours on two cores, restartable row by row. TABLE takes the driver's

@@ -6,7 +6,7 @@
 #include "eval/speed.h"
 
 struct bench_settings {
-  int64_t rounds, layers, seed;
+  int64_t rounds, layers, seed, vocabulary;
   double seconds;
   struct text_list decode, prefill, text, synthetic, density, peer;
   int dtype, precision, kv;

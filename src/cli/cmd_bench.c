@@ -34,6 +34,8 @@ static const struct option options[] = {
      "only: dense, and hybrid at each --density"},
     {"layers", OPTION_INT, AT(layers), "0", 0, MODEL_LAYERS_MAX, NULL, "N",
      "blocks of a synthetic model; 0 means enough for half a gigabyte of dense weights"},
+    {"vocabulary", OPTION_INT, AT(vocabulary), "0", 0, 1 << 20, NULL, "N",
+     "tokens of a synthetic model's vocabulary, whose head is then read, too; 0 means blocks only"},
     {"density", OPTION_LIST, AT(density), NULL, 0, 0, NULL, "D,..",
      "share of a synthetic model's weights that is kept [default: 0.75,0.65,0.55,0.5]"},
     {"dtype", OPTION_CHOICE, AT(dtype), "bf16", 0, 0, "bf16|f16|f32|int8|int4", "TYPE",
@@ -232,7 +234,8 @@ static enum status plan_models(const struct bench_settings *s, struct plan *plan
                                     .layers = (int)s->layers,
                                     .dtype = dtypes[s->dtype],
                                     .density = d < 0 ? 1 : densities[d],
-                                    .seed = (uint64_t)s->seed};
+                                    .seed = (uint64_t)s->seed,
+                                    .vocabulary = s->vocabulary};
       status = synthetic_settle(m, err);
       plan->count++;
     }
@@ -293,8 +296,9 @@ static enum status check_request(const struct bench_settings *s, const struct te
                                  struct error *err) {
   if (paths->count == 0 && s->synthetic.count == 0)
     return error_set(err, STATUS_USAGE, "give models to measure, or --synthetic NAME");
-  if (s->synthetic.count == 0 && (s->layers || s->density.count))
-    return error_set(err, STATUS_USAGE, "--layers and --density are for --synthetic models");
+  if (s->synthetic.count == 0 && (s->layers || s->density.count || s->vocabulary))
+    return error_set(err, STATUS_USAGE,
+                     "--layers, --density and --vocabulary are for --synthetic models");
   if (paths->count == 0 && (s->peers || s->peer.count))
     return error_set(err, STATUS_USAGE,
                      "peers read models from files, which synthetic ones do not have");
