@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "model/model.h"
+#include "model/synthetic.h"
 #include "support/cuda_emulated.h"
 #include "support/support.h"
 
@@ -25,12 +26,7 @@ static struct sides {
   int32_t ids[IDS];
 } t;
 
-static void open_capacity(const char *name, enum dtype kv, int64_t capacity, int64_t pages) {
-  const struct backend *card = emulated_open(256 << 20);
-  char path[64];
-  snprintf(path, sizeof path, "models/%s", name);
-  must(model_open_to_run(&t.host, golden(path), &err), err);
-  must(model_place_to_run(&t.placed, t.host, card, chooses, &err), err);
+static void make_sessions(enum dtype kv, int64_t capacity, int64_t pages) {
   t.vocab = model_config(t.host)->vocab_size;
   const struct session_settings settings = {SLOTS, capacity, kv, pages};
   must(model_session_new_with(&t.session[CPU], t.host, &settings, &err), err);
@@ -40,6 +36,15 @@ static void open_capacity(const char *name, enum dtype kv, int64_t capacity, int
   for (int i = 0; i < SIDES; i++)
     t.logits[i] = mem_alloc((size_t)t.vocab, SLOTS * sizeof(float), &err);
   for (int i = 0; i < IDS; i++) t.ids[i] = (int32_t)((i * i + 5 * i + 1) % t.vocab);
+}
+
+static void open_capacity(const char *name, enum dtype kv, int64_t capacity, int64_t pages) {
+  const struct backend *card = emulated_open(256 << 20);
+  char path[64];
+  snprintf(path, sizeof path, "models/%s", name);
+  must(model_open_to_run(&t.host, golden(path), &err), err);
+  must(model_place_to_run(&t.placed, t.host, card, chooses, &err), err);
+  make_sessions(kv, capacity, pages);
 }
 
 static void open_sides(const char *name, enum dtype kv) { open_capacity(name, kv, CAPACITY, 0); }
@@ -237,6 +242,31 @@ static void kernels_are_chosen(void **state) {
   unsetenv("XDG_CACHE_HOME");
 }
 
+/* Packed weights of every kind, dense tiles and 2:4 tiles mixed, against the CPU's products of the
+ * same weights. */
+static void packed_weights_are_the_cpus(void **state) {
+  (void)state;
+  static const enum dtype dtypes[] = {DTYPE_BF16, DTYPE_I8, DTYPE_U8};
+  for (int i = 0; i < 3; i++) {
+    const struct backend *card = emulated_open(256 << 20);
+    struct synthetic_model request = {.shape = "smollm2-135m",
+                                      .layers = 1,
+                                      .dtype = dtypes[i],
+                                      .density = 0.6,
+                                      .seed = 3,
+                                      .vocabulary = 50};
+    must(synthetic_settle(&request, &err), err);
+    must(synthetic_open(&t.host, &request, &err), err);
+    must(model_place_to_run(&t.placed, t.host, card, false, &err), err);
+    make_sessions(DTYPE_F16, 40, 0);
+    append(dtype_traits(dtypes[i])->name, 0, 0, 3);
+    step(dtype_traits(dtypes[i])->name, (int64_t[]){1, 0}, 2, 4);
+    /* what lies on the card is smaller than the dense matrices would be */
+    assert_true(model_step_bytes(t.placed) < 2 * (size_t)model_parameters(t.host));
+    close_sides();
+  }
+}
+
 static void bad_requests_are_refused(void **state) {
   (void)state;
   struct model_session *s;
@@ -261,6 +291,7 @@ int main(void) {
       cmocka_unit_test(bf16_caches_are_close),
       cmocka_unit_test(records_and_company_do_not_show),
       cmocka_unit_test(pages_come_and_go),
+      cmocka_unit_test(packed_weights_are_the_cpus),
       cmocka_unit_test(kernels_are_chosen),
       cmocka_unit_test(bad_requests_are_refused),
   };
