@@ -12,7 +12,7 @@ expected=$(grep -c '^  K(' src/kernel/cuda/serve.h)
 echo "card,kernel,threads,registers,spill_bytes,blocks_per_sm_by_registers,nvcc" >"$out"
 for card in 80 86 89 90a; do
   "$nvcc" -gencode "arch=compute_$card,code=sm_$card" -O3 -std=c++17 -I src -Xptxas -v \
-    -c "src/kernel/cuda/serve.cu" -o "$work/serve.o" >"$work/log" 2>&1 || {
+    -c src/kernel/cuda/serve.cu -o "$work/serve.o" >"$work/log" 2>&1 || {
     cat "$work/log" >&2
     exit 1
   }
@@ -36,5 +36,5 @@ awk -F, -v expected=$((4 * expected)) '
     if (n != expected) { print n + 0 " kernels compiled, " expected " expected"; bad = 1 }
     exit bad
   }' "$out" >&2
-cp "$out" "results/cuda_serve_kernels.csv"
+cp "$out" results/cuda_serve_kernels.csv
 echo "cuda-check: $((4 * expected)) builds of decoding kernels, nothing spills"
