@@ -45,17 +45,17 @@ DEVICE uint32_t fragment_pair(const uint8_t *fragment, uint32_t row, uint32_t co
   return global_load((const uint32_t *)(fragment + 16 * lane + 4 * reg));
 }
 
-/* Columns 4 g .. of a row of a 2:4 block of 16 x 64: two of them are kept. */
-DEVICE void expand_sparse(const uint8_t *block, uint32_t row, uint32_t g, uint16_t w[4]) {
+/* Column 4 g + i of a row of a 2:4 block of 16 x 64, two of each four being kept: the code of the
+ * group, and the two. */
+DEVICE uint32_t sparse_code(const uint8_t *block, uint32_t row, uint32_t g) {
   const uint32_t meta = global_load((const uint32_t *)block + 4 * (row % 8) + g / 4);
-  const uint32_t code = meta >> (row / 8 * 16 + g % 4 * 4) & 15;
-  const uint32_t pair =
-      fragment_pair(block + FRAGMENT_META_BYTES + g / 8 * FRAGMENT_BYTES, row, g % 8 * 2);
-  UNROLL for (uint32_t i = 0; i < 4; i++) {
-    w[i] = 0;
-    if (i == (code & 3)) w[i] = (uint16_t)pair;
-    if (i == code >> 2) w[i] = (uint16_t)(pair >> 16);
-  }
+  return meta >> (row / 8 * 16 + g % 4 * 4) & 15;
+}
+DEVICE uint32_t sparse_pair(const uint8_t *block, uint32_t row, uint32_t g) {
+  return fragment_pair(block + FRAGMENT_META_BYTES + g / 8 * FRAGMENT_BYTES, row, g % 8 * 2);
+}
+DEVICE uint32_t kept_at(uint32_t code, uint32_t pair, uint32_t i) {
+  return i == (code & 3) ? pair & 0xffff : i == code >> 2 ? pair >> 16 : 0;
 }
 
 DEVICE void serve_expand_body(const struct serve_expand_args *a) {
@@ -69,20 +69,22 @@ DEVICE void serve_expand_body(const struct serve_expand_args *a) {
     const uint32_t step = col % FRAGMENT_TILE_COLS / FRAGMENT_STEP_COLS;
     const uint32_t block = (uint32_t)(row % FRAGMENT_STRIP_ROWS) / FRAGMENT_BLOCK_ROWS;
     const uint32_t c = col % FRAGMENT_STEP_COLS;
-    uint16_t w[4];
+    uint32_t low, high; /* columns col and the next, then the other two */
     if (order & 1) {
-      expand_sparse(tile + step * FRAGMENT_SPARSE_STEP_BYTES + block * FRAGMENT_SPARSE_BLOCK_BYTES,
-                    r, c / 4, w);
+      const uint8_t *at =
+          tile + step * FRAGMENT_SPARSE_STEP_BYTES + block * FRAGMENT_SPARSE_BLOCK_BYTES;
+      const uint32_t code = sparse_code(at, r, c / 4), pair = sparse_pair(at, r, c / 4);
+      low = kept_at(code, pair, 0) | kept_at(code, pair, 1) << 16;
+      high = kept_at(code, pair, 2) | kept_at(code, pair, 3) << 16;
     } else {
       const uint8_t *fragment = tile + step * FRAGMENT_DENSE_STEP_BYTES +
                                 block * FRAGMENT_DENSE_BLOCK_BYTES + c / 16 * FRAGMENT_BYTES;
-      const uint32_t low = fragment_pair(fragment, r, c % 16);
-      const uint32_t high = fragment_pair(fragment, r, c % 16 + 2);
-      w[0] = (uint16_t)low, w[1] = (uint16_t)(low >> 16);
-      w[2] = (uint16_t)high, w[3] = (uint16_t)(high >> 16);
+      low = fragment_pair(fragment, r, c % 16);
+      high = fragment_pair(fragment, r, c % 16 + 2);
     }
+    uint16_t *to = a->out + row * a->cols + col;
     UNROLL for (uint32_t j = 0; j < 4; j++) if (col + j < a->cols)
-        global_store(a->out + row * a->cols + col + j, w[j]);
+        global_store(to + j, (uint16_t)((j < 2 ? low : high) >> 16 * (j % 2)));
   }
 }
 KERNEL(serve_expand, serve_expand_body, SERVE_THREADS, struct serve_expand_args)
