@@ -1,6 +1,8 @@
 /* tessera recover: fine-tuning of the weights that a mask keeps. */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "cli/commands.h"
@@ -9,13 +11,15 @@
 #include "convert/convert.h"
 #include "convert/weights.h"
 #include "learn/recover.h"
+#include "learn/state_file.h"
 #include "text/tokenizer.h"
 
 struct settings {
   struct common_options common;
   const char *mask, *data, *out, *budget, *teacher;
   int64_t tokens, window, batch, seed;
-  double rate, distill;
+  double rate, distill, checkpoint_every;
+  bool resume;
   int precision;
 };
 
@@ -29,6 +33,10 @@ static const struct option options[] = {
     {"budget", OPTION_TEXT, offsetof(struct settings, budget), NULL, 0, 0, NULL, "TIME",
      "instead: as many tokens as this machine learns from in a time such as 90s, 10m or 1.5h; "
      "measured at the start"},
+    {"resume", OPTION_FLAG, offsetof(struct settings, resume), NULL, 0, 0, NULL, NULL,
+     "go on after the last checkpoint, with the same bits as if it had never stopped"},
+    {"checkpoint-every", OPTION_REAL, offsetof(struct settings, checkpoint_every), "300", 0, 1e9,
+     NULL, "SECONDS", "time between checkpoints, in DIR.state until the model is written"},
     {"out", OPTION_TEXT, offsetof(struct settings, out), NULL, 0, 0, NULL, "DIR",
      "the Hugging Face directory to write"},
     {"lr", OPTION_REAL, offsetof(struct settings, rate), "0", 0, 1, NULL, "X",
@@ -47,6 +55,17 @@ static const struct option options[] = {
      NULL, "what matrix products round their operands to (default: bf16 where it is fast)"},
     COMMON_OPTIONS(struct settings, common)};
 
+/* DIR.state: where the work lies until DIR is written. */
+static char *state_of(const struct settings *s) {
+  size_t length = strlen(s->out);
+  while (length > 1 && s->out[length - 1] == '/') length--;
+  char *path = malloc(length + sizeof ".state");
+  INVARIANT(path);
+  memcpy(path, s->out, length);
+  memcpy(path + length, ".state", sizeof ".state");
+  return path;
+}
+
 static enum status check(const struct settings *s, struct error *err) {
   if (!s->mask) return error_set(err, STATUS_USAGE, "--mask is missing: what is to stay zero");
   if (!s->data) return error_set(err, STATUS_USAGE, "--data is missing: a text to learn from");
@@ -58,6 +77,14 @@ static enum status check(const struct settings *s, struct error *err) {
   if (s->teacher && s->distill == 0)
     return error_set(err, STATUS_USAGE, "--teacher is asked nothing without --distill");
   double seconds;
+  char *state = state_of(s);
+  const bool unfinished = state_exists(state);
+  free(state);
+  if (unfinished && !s->resume && !s->common.force)
+    return error_set(err, STATUS_REFUSED,
+                     "%s.state holds unfinished work: go on with --resume, or begin anew with "
+                     "--force",
+                     s->out);
   enum status status = s->budget ? numbers_time(s->budget, "budget", &seconds, err) : STATUS_OK;
   return status ? status : common_check_output(&s->common, s->out, err);
 }
@@ -102,8 +129,11 @@ static enum status report(const struct settings *s, const struct recover_report 
 
 static enum status recover(const struct settings *s, struct model *model,
                            const struct model *teacher, const struct mask_set *masks,
-                           const struct windows *windows, struct error *err) {
+                           const struct windows *windows, const char *state, struct error *err) {
   struct recover_settings settings = {
+      .state = state,
+      .checkpoint_seconds = s->checkpoint_every,
+      .resume = s->resume,
       .tokens = s->tokens,
       .batch = s->batch,
       .seed = (uint64_t)s->seed,
@@ -123,7 +153,9 @@ static enum status recover(const struct settings *s, struct model *model,
            (long long)result.steps * s->batch * windows->length, result.rate);
   status = convert_to_hf_noted(model, masks, note, s->out, weights_natural_dtype(model),
                                s->common.force, err);
-  return status ? status : report(s, &result, err);
+  if (status) return status;
+  state_remove(state);
+  return report(s, &result, err);
 }
 
 static enum status run(const struct command *command, void *settings_pointer,
@@ -144,7 +176,11 @@ static enum status run(const struct command *command, void *settings_pointer,
     int64_t window = s->window < context ? s->window : context;
     status = open_text(s, positionals->items[0], window, &corpus, &windows, err);
   }
-  if (!status) status = recover(s, model, teacher, &masks, &windows, err);
+  if (!status) {
+    char *state = state_of(s);
+    status = recover(s, model, teacher, &masks, &windows, state, err);
+    free(state);
+  }
   windows_free(&windows);
   corpus_free(&corpus);
   mask_set_free(&masks);
@@ -163,7 +199,8 @@ const struct command command_recover = {
         "Learning a mask leaves the weights as they are; this tunes them under it (AdamW on the\n"
         "kept weights of the masked linears) and writes another model, labelled as such. It may "
         "be\n"
-        "packed with the same mask. 16 bytes of memory a weight; an interrupt leaves nothing.",
+        "packed with the same mask. 16 bytes of memory a weight; Ctrl-C\n"
+        "saves the work in DIR.state: --resume goes on.",
     .example =
         "tessera recover MODEL --mask run/mask.safetensors --data text.txt --tokens 50000 "
         "--out recovered",

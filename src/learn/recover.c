@@ -1,8 +1,12 @@
 /* Fine-tuning under a mask: see recover.h. */
 #include "learn/recover.h"
 
+#include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <zlib.h>
 
 #include "base/clock.h"
 #include "base/interrupt.h"
@@ -12,6 +16,7 @@
 #include "kernel/ops.h"
 #include "learn/adamw.h"
 #include "learn/schedule.h"
+#include "learn/state_file.h"
 
 struct tuned_linear {
   const struct mask_matrix *mask;
@@ -30,6 +35,9 @@ struct recovery {
   float *keeps; /* (threads, most columns): a row of a mask for each thread */
   int64_t most_cols, steps, step;
   double rate, kl;
+  double dense_loss, masked_loss; /* held-out */
+  double spent, began, saved;     /* seconds tuning before this process; clocks */
+  char *identity;                 /* what a state must agree with, as JSON text */
   int64_t *train, *heldout, train_count, heldout_count;
 };
 
@@ -145,6 +153,115 @@ static void release(struct recovery *r) {
   mem_free(r->keeps);
   mem_free(r->train);
   mem_free(r->heldout);
+  free(r->identity);
+}
+
+/* --- the state --- */
+
+/* Sums of the masked weights and of what is kept of them: another mask, or another model, shows. */
+static uint32_t sum_linears(struct recovery *r) {
+  uLong crc = 0;
+  for (int i = 0; i < model_site_count(r->model); i++) {
+    const struct tuned_linear *t = &r->linears[i];
+    if (!t->mask) continue;
+    const size_t row_bytes = (size_t)t->mask->cols * sizeof(float);
+    crc = crc32_z(crc, (const void *)t->weight, (size_t)t->mask->rows * row_bytes);
+    for (int64_t row = 0; row < t->mask->rows; row++) {
+      mask_row(t->mask, row, r->keeps);
+      crc = crc32_z(crc, (const void *)r->keeps, row_bytes);
+    }
+  }
+  return (uint32_t)crc;
+}
+
+static enum status identify(struct recovery *r, struct error *err) {
+  const struct recover_settings *s = r->settings;
+  const struct corpus *text = r->windows->corpus;
+  const uint32_t ids = (uint32_t)crc32_z(0, (const void *)text->ids.items,
+                                         (size_t)text->ids.count * sizeof *text->ids.items);
+  json_t *o = json_pack("{s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:s, s:I, s:I, s:I, s:s}", "tokens",
+                        (json_int_t)s->tokens, "seconds", s->seconds, "batch", (json_int_t)s->batch,
+                        "window", (json_int_t)r->windows->length, "seed", (json_int_t)s->seed,
+                        "rate", r->rate, "distill", s->distill, "precision",
+                        precision_name[s->precision], "weights", (json_int_t)sum_linears(r), "text",
+                        (json_int_t)ids, "windows", (json_int_t)r->windows->count, "teacher",
+                        s->distill > 0 ? model_path(s->teacher) : "");
+  r->identity = o ? json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+  json_decref(o);
+  return r->identity ? STATUS_OK : error_set(err, STATUS_FAILED, "out of memory");
+}
+
+enum { STATE_NUMBERS = 6 };
+
+static enum status list_state(struct recovery *r, struct state_number numbers[STATE_NUMBERS],
+                              struct state *s, struct error *err) {
+  const struct state_number list[STATE_NUMBERS] = {
+      {.key = "dense_loss", .real = &r->dense_loss},
+      {.key = "masked_loss", .real = &r->masked_loss},
+      {.key = "kl", .real = &r->kl},
+      {.key = "seconds", .real = &r->spent},
+      {.key = "steps", .integer = &r->steps, .least = 1, .most = INT64_MAX},
+      {.key = "step", .integer = &r->step, .most = INT64_MAX}};
+  enum status status = STATUS_OK;
+  memcpy(numbers, list, sizeof list);
+  *s = (struct state){.format = "tessera-recovery-1",
+                      .settings = r->identity,
+                      .numbers = numbers,
+                      .number_count = STATE_NUMBERS};
+  for (int i = 0; i < model_site_count(r->model) && !status; i++) {
+    const struct tuned_linear *t = &r->linears[i];
+    if (!t->mask) continue;
+    const char *name = t->mask->name;
+    const int64_t rows = t->mask->rows, cols = t->mask->cols;
+    status = state_add(&s->tensors, err, "weight.", name, DTYPE_F32, rows, cols, 0, t->weight);
+    if (!status)
+      status = state_add(&s->tensors, err, "moment1.", name, DTYPE_F32, rows, cols, 0, t->first);
+    if (!status)
+      status = state_add(&s->tensors, err, "moment2.", name, DTYPE_F32, rows, cols, 0, t->second);
+  }
+  return status;
+}
+
+static enum status save(struct recovery *r, struct error *err) {
+  struct state_number numbers[STATE_NUMBERS];
+  struct state s;
+  const double before = r->spent;
+  if (mkdir(r->settings->state, 0777) && errno != EEXIST)
+    return error_set(err, STATUS_FAILED, "cannot make %s: %s", r->settings->state, strerror(errno));
+  r->spent += clock_seconds() - r->began;
+  enum status status = list_state(r, numbers, &s, err);
+  if (!status) status = state_save(&s, r->settings->state, err);
+  state_tensors_free(&s.tensors);
+  r->spent = before;
+  r->saved = clock_seconds();
+  return status;
+}
+
+/* Goes on from the state that is there. */
+static enum status resume(struct recovery *r, struct error *err) {
+  struct state_number numbers[STATE_NUMBERS];
+  struct state s;
+  bool found;
+  enum status status = list_state(r, numbers, &s, err);
+  if (!status) status = state_load(&s, r->settings->state, &found, err);
+  state_tensors_free(&s.tensors);
+  if (!status)
+    log_info("going on after step %lld of %lld", (long long)r->step, (long long)r->steps);
+  return status;
+}
+
+/* After a step: what is due, and what an interrupt asks for. */
+static enum status keep_state(struct recovery *r, struct error *err) {
+  const bool interrupted = interrupt_requested() && r->step < r->steps;
+  const struct recover_settings *s = r->settings;
+  if (!s->state) return interrupt_check(err);
+  if (!interrupted && (clock_seconds() - r->saved < s->checkpoint_seconds || r->step >= r->steps))
+    return STATUS_OK;
+  enum status status = save(r, err);
+  if (status || !interrupted) return status;
+  return error_set(err, STATUS_INTERRUPTED,
+                   "interrupted after step %lld of %lld, which is saved: --resume goes on",
+                   (long long)r->step, (long long)r->steps);
 }
 
 /* --- losses --- */
@@ -249,7 +366,7 @@ static enum status gradient(struct recovery *r, double *loss, double *norm, stru
                      "the loss became %g in step %lld: lower --lr (now %g), or look for damaged "
                      "weights in %s",
                      *loss, (long long)r->step + 1, r->rate, model_path(r->model));
-  return interrupt_check(err);
+  return STATUS_OK;
 }
 
 static enum status one_step(struct recovery *r, double *loss, struct error *err) {
@@ -269,6 +386,7 @@ static enum status plan_steps(struct recovery *r, double left, struct error *err
   for (int i = 0; i <= TIMED; i++) {
     const double start = clock_seconds();
     enum status status = gradient(r, &loss, &norm, err);
+    if (status == STATUS_OK) status = interrupt_check(err);
     if (status != STATUS_OK) return status;
     left -= clock_seconds() - start;
     if (i) spent += clock_seconds() - start;
@@ -291,6 +409,7 @@ static enum status tune(struct recovery *r, struct error *err) {
     double loss;
     status = one_step(r, &loss, err);
     if (status == STATUS_OK) progress_note(&progress, "loss %.3f", loss);
+    if (status == STATUS_OK) status = keep_state(r, err);
     progress_set(&progress, tokens * (double)r->step);
   }
   progress_end(&progress);
@@ -320,28 +439,39 @@ double recover_default_rate(const struct model *model) {
   return rate > 3e-3 ? 3e-3 : rate;
 }
 
+/* From the model as it came to where tuning begins or goes on. A state has the losses and the
+ * number of steps. */
+static enum status enter(struct recovery *r, const struct mask_set *masks, struct error *err) {
+  const struct recover_settings *s = r->settings;
+  const double began = clock_seconds();
+  const bool known = s->state && s->resume && state_exists(s->state);
+  enum status status = known ? STATUS_OK : heldout_loss(r, &r->dense_loss, err);
+  if (status == STATUS_OK) status = mask_linears(r, masks, err);
+  if (status == STATUS_OK && s->state) status = identify(r, err);
+  if (status != STATUS_OK) return status;
+  if (known) return resume(r, err);
+  status = heldout_loss(r, &r->masked_loss, err);
+  if (status != STATUS_OK || !(s->seconds > 0)) return status;
+  const double losses = clock_seconds() - began; /* the last loss takes as long as the first two */
+  return plan_steps(r, s->seconds - 1.5 * losses, err);
+}
+
 enum status recover_run(struct model *model, const struct mask_set *masks,
                         const struct windows *windows, const struct recover_settings *settings,
                         struct recover_report *report, struct error *err) {
   struct recovery r = {.model = model, .settings = settings, .windows = windows};
-  const double began = clock_seconds();
   *report = (struct recover_report){0};
   enum status status = check_masks(model, masks, err);
   if (status == STATUS_OK) status = prepare(&r, err);
   INVARIANT(status != STATUS_OK || r.linears != NULL);
-  if (status == STATUS_OK) status = heldout_loss(&r, &report->dense_loss, err);
-  if (status == STATUS_OK) status = mask_linears(&r, masks, err);
-  if (status == STATUS_OK) status = heldout_loss(&r, &report->masked_loss, err);
-  if (status == STATUS_OK &&
-      settings->seconds > 0) { /* the last loss takes as long as the first two */
-    const double losses = clock_seconds() - began;
-    status = plan_steps(&r, settings->seconds - 1.5 * losses, err);
-  }
-  const double start = clock_seconds();
+  if (status == STATUS_OK) status = enter(&r, masks, err);
+  r.began = r.saved = clock_seconds();
   if (status == STATUS_OK) status = tune(&r, err);
-  report->seconds = clock_seconds() - start;
+  report->seconds = r.spent + clock_seconds() - r.began;
   if (status == STATUS_OK) status = check_zeros(&r, &report->weights, err);
   if (status == STATUS_OK) status = heldout_loss(&r, &report->loss, err);
+  report->dense_loss = r.dense_loss;
+  report->masked_loss = r.masked_loss;
   report->steps = r.step;
   report->rate = r.rate;
   report->kl = r.kl;

@@ -20,6 +20,13 @@ struct recover_settings {
   double distill; /* share of KL(teacher || recovered) in the loss, beside the text's nll: 0 to 1 */
   const struct model *teacher; /* the dense model, with distill > 0; another than the one tuned */
   enum precision precision;
+  /* Where the state is kept (learn/state_file.h), made when it is first written: every
+   * `checkpoint_seconds`, and when work is interrupted. NULL: nowhere. With `resume`, what lies
+   * there is gone on from, with the same bits as if nothing had happened, or refused where it is of
+   * other settings, weights, masks or text; the caller removes it when all is done. */
+  const char *state;
+  double checkpoint_seconds;
+  bool resume;
 };
 
 /* Read off between a rate that did well for 135 million weights and one for a quarter of a million:
@@ -40,7 +47,7 @@ struct recover_report {
  * where the masks drop; linears without a mask, embeddings and norms stay. Some of the windows are
  * set aside for the held-out loss. 16 bytes a weight of those linears. STATUS_REFUSED for a packed
  * model, masks that do not fit, a teacher that does not, or too little text; STATUS_FAILED when the
- * loss is no number. */
+ * loss is no number; STATUS_INTERRUPTED when it was asked to stop. */
 enum status recover_run(struct model *model, const struct mask_set *masks,
                         const struct windows *windows, const struct recover_settings *settings,
                         struct recover_report *report, struct error *err);

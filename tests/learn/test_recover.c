@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/interrupt.h"
 #include "base/mem.h"
 #include "base/parallel.h"
 #include "kernel/ops.h"
@@ -205,6 +206,75 @@ static void threads_do_not_show(void **state) {
   parallel_set_threads(0);
 }
 
+/* --- stopping and going on --- */
+
+static void same_weights(const struct model *a, const struct model *b) {
+  for (int s = 0; s < model_site_count(a); s++) {
+    const struct linear_weight *x = &model_site(a, s)->weight, *y = &model_site(b, s)->weight;
+    const size_t bytes = (size_t)(linear_rows(x) * linear_cols(x)) * sizeof(float);
+    if (s != SITE_K) assert_memory_equal(x->dense.data, y->dense.data, bytes);
+  }
+}
+
+/* A model tuned for a while with a state in the scratch folder. */
+static struct model *tune(struct recover_settings s, const struct model *teacher,
+                          enum status expected, struct recover_report *report) {
+  struct model *model = open_llama();
+  struct mask_set masks = {0};
+  make_masks(model, &masks);
+  s.teacher = teacher;
+  enum status status = recover_run(model, &masks, &windows, &s, report, &err);
+  if (status != expected) fail_msg("%s", err.text);
+  mask_set_free(&masks);
+  return model;
+}
+
+/* Stopped after each single step and resumed, on other threads; the last checkpoint damaged on the
+ * way. Then other settings, which are refused. */
+static void a_stopped_run_goes_on_with_the_same_bits(void **state) {
+  struct recover_settings s = gentle;
+  struct recover_report whole, parts;
+  struct model *teacher = open_llama();
+  const char *dir = scratch_path("recovering");
+  s.tokens = 5 * 4 * WINDOW;
+  s.distill = 0.5;
+  struct model *straight = tune(s, teacher, STATUS_OK, &whole), *model;
+  s.state = dir;
+  s.checkpoint_seconds = 1e9;
+  s.resume = true;
+  for (int step = 1; step < 5; step++) {
+    interrupt_set(true);
+    parallel_set_threads(1 + step % 3);
+    model = tune(s, teacher, STATUS_INTERRUPTED, &parts);
+    interrupt_set(false);
+    assert_non_null(strstr(err.text, "--resume goes on"));
+    assert_int_equal(parts.steps, step == 4 ? 3 : step);
+    model_close(model);
+    if (step == 3) { /* what is lost is one step, done again */
+      char path[512];
+      snprintf(path, sizeof path, "%s/checkpoint.safetensors", dir);
+      FILE *f = fopen(path, "r+b");
+      assert_non_null(f);
+      fseek(f, -100, SEEK_END);
+      fputs("damaged", f);
+      fclose(f);
+    }
+  }
+  parallel_set_threads(0);
+  s.rate = 1e-3;
+  model_close(tune(s, teacher, STATUS_REFUSED, &parts));
+  assert_non_null(strstr(err.text, "other settings"));
+  s.rate = gentle.rate;
+  model = tune(s, teacher, STATUS_OK, &parts);
+  same_weights(straight, model);
+  assert_true(parts.loss == whole.loss && parts.dense_loss == whole.dense_loss &&
+              parts.masked_loss == whole.masked_loss && parts.kl == whole.kl);
+  assert_int_equal(parts.steps, whole.steps);
+  model_close(model);
+  model_close(straight);
+  model_close(teacher);
+}
+
 static void what_does_not_fit_is_refused(void **state) {
   struct model *model = open_llama();
   struct mask_set masks = {0};
@@ -266,6 +336,7 @@ int main(void) {
       cmocka_unit_test(the_teacher_is_followed),
       cmocka_unit_test(a_time_becomes_steps),
       cmocka_unit_test(threads_do_not_show),
+      cmocka_unit_test(a_stopped_run_goes_on_with_the_same_bits),
       cmocka_unit_test(what_does_not_fit_is_refused),
       cmocka_unit_test(the_command_writes_a_model),
   };
