@@ -14,7 +14,8 @@ with seeds as 1-3 or 1,5. Mode `prune` makes a one-shot mask instead: options of
 tokens to calibrate on. Modes `refit` and `recover` change the kept weights under a mask: options of
 tessera refit and tessera recover; their figures are those of another model. In the options, @NAME
 is the mask of the row of that name (first seed), and @prior that of SparseGPT 2:4, which learning
-rows start from unless they have a --prior; `--model @NAME` recovers the model of a refit row.
+rows start from unless they have a --prior; `--model @NAME` recovers the model of a refit row. @model is
+the model of FOLDER.
 
 `distance` is log(perplexity / dense perplexity) over that of the greedy hybrid at 45 %.
 """
@@ -90,7 +91,8 @@ class Study:
     def make(self, name, mode, tokens, seed, options):
         """The mask of a run; what `learn` reported."""
         mask = self.mask_of(name, seed)
-        words = [self.mask_of(word[1:]) if word.startswith("@") else word
+        words = [self.model if word == "@model" else
+                 self.mask_of(word[1:]) if word.startswith("@") else word
                  for word in shlex.split(options)]
         if name == "dense":
             return None, {}
