@@ -235,7 +235,7 @@ static double sample_row(const struct pass *p, int64_t row, const float *w, stru
   const struct pattern_source *s = p->s;
   const struct group_row r = {s, row, p->groups, s->rows * p->groups};
   const int of = s->pattern->of, count = s->pattern->count;
-  float m[PATTERN_GROUP_MAX], *out = room.out;
+  float m[PATTERN_GROUP_MAX] = {0}, *out = room.out;
   double sum = 0;
   if (s->logits) row_probabilities(&r, room.y, room.z);
   for (int64_t g = 0; g < p->groups; g++) {
@@ -284,7 +284,7 @@ static void backward_row(const struct pass *p, int64_t row, const float *w, stru
   const struct group_row r = {s, row, p->groups, s->rows * p->groups};
   const int of = s->pattern->of, count = s->pattern->count;
   const float *dw = p->dw + row * s->cols;
-  float m[PATTERN_GROUP_MAX], dm[PATTERN_GROUP_MAX] = {0}, *out = room.out;
+  float m[PATTERN_GROUP_MAX] = {0}, dm[PATTERN_GROUP_MAX] = {0}, *out = room.out;
   if (s->logits) row_probabilities(&r, room.y, room.z);
   for (int64_t g = 0; g < p->groups; g++) {
     const float tile = tile_of(p, row, g), *y = room.y + g * count;
