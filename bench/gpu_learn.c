@@ -272,8 +272,7 @@ static void fill_logits(struct learner *l) {
     for (int64_t r = 0; r < g->rows; r++)
       for (int64_t k = 0; k < mask_row_groups(g->cols); k++)
         groups_set(host, g->cols, r, k, logits);
-    if (g->logit)
-      learn_must(l->ops->upload(g->logit, host, (size_t)count * sizeof *host, &err), &err);
+    if (g->logit) learn_must(groups_load(g, host, &err), &err);
     mem_free(host);
   }
 }
@@ -323,6 +322,64 @@ static int check_step(const struct gpu_learn *run, FILE *ledger, const char *nam
   return failures;
 }
 
+/* --- the same bits by other ways: moments that pass by, graphs --- */
+
+/* All logits of the llama of the tests after some steps, as they lie. */
+static uint8_t *logits_after(const struct gpu_learn *run, bool compact, bool offload, bool graphs,
+                             size_t *bytes) {
+  enum { WAY_STEPS = 5 };
+  struct model *model;
+  struct learner l;
+  struct step_result r;
+  static struct text text;
+  struct learn_settings s = step_settings(LEARN_JOINT, run->card);
+  s.compact = compact;
+  s.offload = offload;
+  s.graphs = graphs;
+  learn_must(model_open(&model, "tests/golden/models/llama", &err), &err);
+  make_text(&text, model_config(model)->vocab_size);
+  bool *skip = must_alloc((size_t)model_site_count(model), sizeof *skip);
+  learn_must(learner_init(&l, model, &s, skip, &err), &err);
+  fill_logits(&l);
+  for (int i = 0; i < WAY_STEPS; i++)
+    learn_must(learner_step(&l, &text.windows, text.train, TEXT_TOKENS / WINDOW, &r, &err), &err);
+  *bytes = 0;
+  for (int i = 0; i < l.site_count; i++)
+    *bytes += groups_bytes(l.sites[i].mask.rows, l.sites[i].mask.cols, compact).logits;
+  uint8_t *all = must_alloc(*bytes, 1), *at = all;
+  for (int i = 0; i < l.site_count; i++) {
+    const size_t here = groups_bytes(l.sites[i].mask.rows, l.sites[i].mask.cols, compact).logits;
+    learn_must(run->card->download(at, l.sites[i].groups.logit, here, &err), &err);
+    at += here;
+  }
+  learner_free(&l);
+  mem_free(skip);
+  model_close(model);
+  return all;
+}
+
+static int check_ways(const struct gpu_learn *run, FILE *ledger) {
+  static const struct {
+    const char *name;
+    bool compact, offload, graphs;
+  } ways[] = {{"offload", false, true, false},
+              {"graphs", false, false, true},
+              {"compact again", true, false, false},
+              {"compact, offload, graphs", true, true, true}};
+  int failures = 0;
+  for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+    size_t bytes, same_bytes;
+    uint8_t *plain = logits_after(run, ways[i].compact, false, false, &bytes);
+    uint8_t *other =
+        logits_after(run, ways[i].compact, ways[i].offload, ways[i].graphs, &same_bytes);
+    const bool differ = bytes != same_bytes || memcmp(plain, other, bytes) != 0;
+    failures += report(run, ledger, "the plain way's bits", ways[i].name, differ, 0);
+    mem_free(plain);
+    mem_free(other);
+  }
+  return failures;
+}
+
 static int check_steps(const struct gpu_learn *run, FILE *ledger) {
   static const char *const names[] = {"llama", "mistral", "qwen2", "qwen3", "gemma3"};
   int failures = 0;
@@ -351,7 +408,8 @@ int main(int argc, char **argv) {
   run.deadline_s = clock_seconds() + atof(argv[3]);
   FILE *checks = gpu_open_ledger("gpu_learn", argv[1], "gpu_learn_checks.csv");
   fprintf(checks, "date,commit,what,where,error,most,right\n");
-  const int failures = check_operations(&run, checks) + check_steps(&run, checks);
+  const int failures =
+      check_operations(&run, checks) + check_steps(&run, checks) + check_ways(&run, checks);
   fclose(checks);
   printf("learning: %s\n",
          failures ? "WRONG, see gpu_learn_checks.csv" : "every operation and step is right");

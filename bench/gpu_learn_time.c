@@ -181,6 +181,45 @@ static double time_steps(const struct gpu_learn *run, const struct model *model,
   return status ? 0 : best_s;
 }
 
+/* What is timed of each model. */
+static const struct {
+  const char *name;
+  enum learn_mode mode;
+  enum precision precision;
+  bool compact, offload, graphs;
+} ways[] = {{"joint", LEARN_JOINT, PRECISION_FP32, false, false, false},
+            {"joint", LEARN_JOINT, PRECISION_BF16, false, false, false},
+            {"joint graphs", LEARN_JOINT, PRECISION_BF16, false, false, true},
+            {"joint compact", LEARN_JOINT, PRECISION_BF16, true, false, false},
+            {"joint offload", LEARN_JOINT, PRECISION_BF16, false, true, false},
+            {"tile", LEARN_TILE, PRECISION_FP32, false, false, false},
+            {"tile", LEARN_TILE, PRECISION_BF16, false, false, false},
+            {"tile graphs", LEARN_TILE, PRECISION_BF16, false, false, true}};
+
+static void time_way(const struct gpu_learn *run, const struct model *model, size_t index,
+                     size_t way, FILE *ledger) {
+  struct learn_settings s;
+  struct error why = {0};
+  learn_settings_unset(&s, ways[way].mode);
+  s.sparsity = 0.45;
+  s.window = models[index].window;
+  s.batch = s.micro = models[index].batch;
+  s.tokens = 100 * s.window * s.batch;
+  s.tile_rows = s.tile_cols = 128;
+  s.precision = ways[way].precision;
+  s.compact = ways[way].compact;
+  s.offload = ways[way].offload;
+  s.graphs = ways[way].graphs;
+  s.backend = run->card;
+  learn_must(learn_settings_resolve(&s, 8192, &err), &err);
+  const double seconds = time_steps(run, model, &s, &why);
+  fprintf(ledger, "%s,%s,step,%s,%s %s,%lld,%.4f,,,%.1f\n", run->date, run->commit, ways[way].name,
+          model_path(model), precision_name[s.precision], (long long)(s.window * s.batch),
+          seconds * 1e3, seconds > 0 ? (double)(s.window * s.batch) / seconds : 0);
+  if (seconds == 0) printf("not timed: %s\n", why.text);
+  fflush(ledger);
+}
+
 static void time_model(const struct gpu_learn *run, size_t index, FILE *ledger) {
   struct synthetic_model request = {.shape = models[index].shape,
                                     .layers = models[index].layers,
@@ -191,28 +230,8 @@ static void time_model(const struct gpu_learn *run, size_t index, FILE *ledger) 
   struct model *model;
   learn_must(synthetic_settle(&request, &err), &err);
   learn_must(synthetic_open(&model, &request, &err), &err);
-  for (int mode = LEARN_JOINT; mode <= LEARN_TILE; mode++)
-    for (int precision = 0; precision < 2; precision++) {
-      struct learn_settings s;
-      struct error why = {0};
-      if (clock_seconds() > run->deadline_s) break;
-      learn_settings_unset(&s, (enum learn_mode)mode);
-      s.sparsity = 0.45;
-      s.window = models[index].window;
-      s.batch = s.micro = models[index].batch;
-      s.tokens = 100 * s.window * s.batch;
-      s.tile_rows = s.tile_cols = 128;
-      s.precision = precision ? PRECISION_BF16 : PRECISION_FP32;
-      s.backend = run->card;
-      learn_must(learn_settings_resolve(&s, 8192, &err), &err);
-      const double seconds = time_steps(run, model, &s, &why);
-      fprintf(ledger, "%s,%s,step,%s,%s %s,%lld,%.4f,,,%.1f\n", run->date, run->commit,
-              learn_mode_name[mode], model_path(model), precision ? "bf16" : "fp32",
-              (long long)(s.window * s.batch), seconds * 1e3,
-              seconds > 0 ? (double)(s.window * s.batch) / seconds : 0);
-      if (seconds == 0) printf("not timed: %s\n", why.text);
-      fflush(ledger);
-    }
+  for (size_t way = 0; way < sizeof ways / sizeof *ways; way++)
+    if (clock_seconds() <= run->deadline_s) time_way(run, model, index, way, ledger);
   model_close(model);
   printf("timed: steps of %s\n", models[index].shape);
 }

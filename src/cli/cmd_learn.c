@@ -115,7 +115,7 @@ static const struct option options[] = {
      "the activations' memory for a third more time"},
     {"compact", OPTION_FLAG, AT(compact), NULL, 0, 0, NULL, NULL,
      "keep 2:4 logits, their gradients and moments in 8 bytes a weight in place of 21, rounded at "
-     "random; a little worse than the default, which takes more memory"},
+     "random: where memory is short; config.json names it, for the bits are others"},
     {"offload", OPTION_FLAG, AT(offload), NULL, 0, 0, NULL, NULL,
      "--device cuda: moments lie in the host's memory and pass through the card once a step; the "
      "same bits, slower: the last resort where memory is short"},

@@ -197,6 +197,7 @@ enum status learner_init(struct learner *l, const struct model *model,
 void learner_free(struct learner *l) {
   struct error ignored; /* what is on its way to memory that goes has to come to rest */
   if (l->ops && l->settings.offload) l->ops->wait(&ignored);
+  if (l->ops && l->settings.graphs) l->ops->record(false, &ignored);
   if (l->workspace) model_workspace_free(l->workspace);
   learner_unplace(l);
   for (int i = 0; i < l->site_count; i++) {
