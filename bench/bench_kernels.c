@@ -279,8 +279,19 @@ static void bench_mask(double read) {
   m.tile_soft = must_alloc(weights / TILE / TILE, 4);
   m.dtile = must_alloc(weights / TILE / TILE, 8);
   m.codes = must_alloc(weights / 8, 1);
-  m.s = (struct mask_source){ROWS, COLS, TILE, TILE,   m.logits, NULL, m.tile_soft,
-                             100,  4,    true, {1, 2}, 3,        4};
+  m.s = (struct mask_source){.rows = ROWS,
+                             .cols = COLS,
+                             .tile_rows = TILE,
+                             .tile_cols = TILE,
+                             .logits = m.logits,
+                             .logit_dtype = DTYPE_F32,
+                             .tile_soft = m.tile_soft,
+                             .kappa = 100,
+                             .tau = 4,
+                             .noise = true,
+                             .key = {1, 2},
+                             .tensor = 3,
+                             .draw = 4};
   printf("%-18s %10s %8s %14s\n", "masks", "ns/weight", "GB/s", "of a read");
   for (size_t i = 0; i < sizeof passes / sizeof passes[0]; i++) {
     m.s.noise = passes[i].noise;

@@ -104,7 +104,7 @@ static enum status make_generator(struct job *job, int64_t needed, struct error 
   if (status) return status;
   model_session_set_precision(job->generator.session, precision_of(job->settings));
   model_session_record(job->generator.session, job->settings->graph);
-  return status;
+  return STATUS_OK;
 }
 
 static void report_speed(const struct generate_result *r) {

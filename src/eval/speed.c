@@ -157,6 +157,8 @@ static enum status texts(struct run *r, double *tokens_per_s, struct error *err)
   return status;
 }
 
+typedef enum status phase_run(struct run *, double *tokens_per_s, struct error *);
+
 static enum status run_here(const struct model *model, const struct speed_case *which,
                             double seconds, const struct speed_settings *settings,
                             double *tokens_per_s, struct error *err) {
@@ -165,7 +167,7 @@ static enum status run_here(const struct model *model, const struct speed_case *
                   .batch = which->batch,
                   .seconds = seconds,
                   .settings = settings};
-  enum status (*const phases[])(struct run *, double *, struct error *) = {
+  static phase_run *const phases[] = {
       [SPEED_DECODE] = decode, [SPEED_PREFILL] = prefill, [SPEED_TEXT] = texts};
   enum status status = run_init(&r, err);
   if (!status) status = phases[which->phase](&r, tokens_per_s, err);

@@ -44,8 +44,8 @@ static float *widened(const struct strips *s, const uint16_t *values, int64_t ro
 
 static int64_t harden_row(const struct strips *s, const uint16_t *logits, int64_t row) {
   float *wide = widened(s, logits, row);
-  return mask_harden_row(wide, s->cols, (int32_t *)(wide + s->blocks * MASK_STORED * MASK_BLOCK),
-                         s->codes + row * ((s->cols + 7) / 8));
+  void *after = wide + s->blocks * MASK_STORED * MASK_BLOCK;
+  return mask_harden_row(wide, s->cols, after, s->codes + row * ((s->cols + 7) / 8));
 }
 
 static void harden_item(void *ctx, int64_t item, int worker) {

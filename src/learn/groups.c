@@ -14,7 +14,7 @@ struct groups_bytes groups_bytes(int64_t rows, int64_t cols, bool compact) {
 
 /* Where moments lie behind a pointer; `end` of them all. */
 struct moments {
-  char *first, *second;
+  void *first, *second; /* f32; compact: bytes */
   uint8_t *scale1, *scale2;
   char *end;
 };
@@ -25,8 +25,8 @@ static struct moments moments_at(void *base, int64_t rows, int64_t cols, bool co
   const size_t size = compact ? 1 : sizeof(float); /* of a moment */
   struct moments m = {.first = base};
   /* whole blocks of groups keep what follows aligned to 16 bytes */
-  m.second = m.first + five * size;
-  m.end = m.second + six * size;
+  m.second = (char *)m.first + five * size;
+  m.end = (char *)m.second + six * size;
   if (!compact) return m;
   m.scale1 = (uint8_t *)m.end;
   m.scale2 = m.scale1 + five / MASK_BLOCK;
@@ -53,7 +53,7 @@ enum status groups_init(struct group_logits *g, const struct backend *ops, int64
     return status;
   }
   const struct moments m = moments_at(g->moments, rows, cols, compact);
-  INVARIANT(m.end == m.first + bytes.moments);
+  INVARIANT(m.end == (char *)g->moments + bytes.moments);
   g->moment1 = m.first;
   g->moment2 = m.second;
   g->scale1 = m.scale1;
@@ -97,13 +97,13 @@ void groups_step(const struct group_logits *g, const struct mask_adamw *settings
   const struct moments m = moments_at(moments, g->rows, g->cols, g->compact);
   const struct mask_compact state = {.gradient = g->gradient,
                                      .logits = g->logit,
-                                     .first = (uint8_t *)m.first,
-                                     .second = (uint8_t *)m.second,
+                                     .first = m.first,
+                                     .second = m.second,
                                      .first_scale = m.scale1,
                                      .second_scale = m.scale2};
   if (g->compact)
     g->ops->mask_compact_step(settings, rounding, g->rows, g->cols, &state, codes, flips);
   else
-    g->ops->mask_adamw_step(settings, g->rows, g->cols, g->gradient, g->logit, (float *)m.first,
-                            (float *)m.second, codes, flips);
+    g->ops->mask_adamw_step(settings, g->rows, g->cols, g->gradient, g->logit, m.first, m.second,
+                            codes, flips);
 }
