@@ -64,6 +64,20 @@ def learned(mode, sparsity, seed, over=None, tile=128, per_block=False):
     return make
 
 
+def refitted(base):
+    """The mask of another row, its kept weights fitted to the dense model's activations."""
+    def make(table):
+        return table.refit(base)
+    return make
+
+
+def recovered(base):
+    """The same, then fine-tuned on the mask from as many tokens as a learned mask takes."""
+    def make(table):
+        return table.recover(base)
+    return make
+
+
 def all_rows(sparsities, seeds):
     rows = [Row("dense", "dense", lambda table: (None, {}))]
     for method, title in (("magnitude", "magnitude"), ("wanda", "Wanda"),
@@ -92,6 +106,7 @@ def all_rows(sparsities, seeds):
         for seed in seeds:
             rows.append(Row(f"tile-maskllm{percent(s)}-s{seed}", "tile over maskllm",
                             learned("tile", s, seed, over=f"maskllm-s{seed}"), s, seed, True))
+    rows += changed_weights(rows, sparsities[-1], seeds[0])
     for mode in ("tile", "joint"):
         for s in sparsities:
             for tile in TILE_SIZES:
@@ -101,6 +116,19 @@ def all_rows(sparsities, seeds):
             rows.append(Row(f"{mode}{percent(s)}-block-s{seeds[0]}", f"{mode}, per block",
                             learned(mode, s, seeds[0], per_block=True), s, seeds[0], True, True))
     return rows
+
+
+def changed_weights(rows, sparsity, seed):
+    """Masks at the last sparsity and at 2:4, whose kept weights were changed afterwards."""
+    refit = [f"{method}-2:4" for method in ("magnitude", "wanda", "sparsegpt")] + [
+        f"greedy{percent(sparsity)}", f"maskllm-s{seed}", f"tile{percent(sparsity)}-s{seed}",
+        f"joint{percent(sparsity)}-s{seed}"]
+    recover = [f"greedy{percent(sparsity)}", f"joint{percent(sparsity)}-s{seed}"]
+    by_key = {row.key: row for row in rows}
+    return [Row(f"{key}-{word}", f"{by_key[key].name}, {word}", change(by_key[key]),
+                by_key[key].sparsity, by_key[key].seed, by_key[key].learned)
+            for keys, word, change in ((refit, "refit", refitted), (recover, "recovered", recovered))
+            for key in keys]
 
 
 # --- making and measuring ---
@@ -168,7 +196,7 @@ class Table:
         out = self.path("sparsegpt-2:4-updated")
         mask, seconds = self.mask("updated", "--method", "sparsegpt", "--pattern", "2:4",
                                   *self.calibration(), "--update-weights", out)
-        return mask, {"seconds_to_make": seconds, "model": out}
+        return mask, {"seconds_to_make": seconds, "model": out, "weights": "update"}
 
     def learn(self, mode, sparsity, seed, over, tile, per_block):
         prior, prior_seconds = self.prior(tile)
@@ -197,6 +225,35 @@ class Table:
         record["steps"] = final["steps"]
         record["seconds_to_make"] = prior_seconds + final["seconds"]
         return mask, record
+
+    def changed(self, command, base, mask, made, *arguments):
+        """The model that `command` writes from the mask of row `base`, its JSON and seconds."""
+        out = self.path("models", f"{base.key}-{command}")
+        clock = out + ".json"
+        if not (os.path.exists(out) and os.path.exists(clock)):
+            os.makedirs(self.path("models"), exist_ok=True)
+            started = time.monotonic()
+            found = self.tessera(command, *arguments, "--mask", mask, "--out", out)
+            found["seconds"] = time.monotonic() - started
+            write_json(clock, found)
+        with open(clock) as file:
+            found = json.load(file)
+        return dict(made, model=out, weights=command,
+                    seconds_to_make=made["seconds_to_make"] + found["seconds"])
+
+    def refit(self, base):
+        mask, made = base.make(self)
+        return mask, self.changed("refit", base, mask, made, self.a.model, *self.calibration())
+
+    def recover(self, base):
+        """A learned mask as it is; a one-shot mask after refit (docs/LEARNING.md, Recovery)."""
+        mask, made = base.make(self) if base.learned else self.refit(base)
+        tokens = made.get("learning_tokens", 0) + self.a.tokens
+        made = dict(made, learning_tokens=tokens)
+        return mask, self.changed(
+            "recover", base, mask, made, made.get("model", self.a.model), "--data", self.a.learn,
+            "--tokens", str(self.a.tokens), "--window", str(self.a.window // 2), "--batch",
+            str(self.a.batch), "--distill", "1", "--teacher", self.a.model, "--resume")
 
     def evaluate(self, model, mask):
         """Perplexity on each text, KL on the first, and the tasks."""

@@ -150,7 +150,7 @@ def quality_lines(rows, order, texts, tasks):
 def density_lines(rows, order):
     """By matrix kind and by fifths of the depth, for rows that leave some tiles dense."""
     shown = [rows[key] for key in order if rows[key].get("tiles") and
-             0.501 < rows[key]["density"] < 0.999]
+             0.501 < rows[key]["density"] < 0.999 and not rows[key].get("weights")]
     if not shown:
         return
     layers = 1 + max(layer_of(name) for name in shown[0]["tiles"])
@@ -254,8 +254,10 @@ def write_document(path, a, rows, order, missing):
              "model there, nats a token",
              f"- one-shot masks and priors: {a.calib_tokens:,} tokens of calibration; learned masks: "
              f"{a.tokens:,} tokens each (tile over maskllm: as many for each of the two)",
-             "- weights are frozen in all rows but those that say otherwise; densities are of the "
-             "prunable matrices, counted from the masks"]
+             "- weights are frozen in all rows but two kinds: *refit* fits the kept weights to the "
+             f"dense model's activations on {a.calib_tokens:,} tokens; *recovered* fine-tunes them, "
+             f"after refit where the mask is one-shot, on {a.tokens:,} tokens towards the dense model",
+             "- densities are of the prunable matrices, counted from the masks"]
     if a.tasks:
         lines.append(f"- zero-shot accuracy in %, the first {a.limit} items of each task "
                      "(docs/TASKS.md): raw acc, as the paper averages it; in brackets the standard "

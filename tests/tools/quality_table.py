@@ -66,6 +66,17 @@ def main():
     assert os.path.exists(path("out", "quality_density.svg"))
     assert os.path.exists(path("work", "report.html"))
 
+    # masks whose kept weights were changed: other models, measured as such
+    third = table("--rows", "greedy45-*")
+    assert third.returncode == 0, third.stderr
+    rows = ledger()
+    assert rows["greedy45-refit"]["weights"] == "refit"
+    assert rows["greedy45-recovered"]["weights"] == "recover"
+    assert rows["greedy45-recovered"]["learning_tokens"] == "2048"
+    for key in ("greedy45-refit", "greedy45-recovered"):
+        assert rows[key]["density"] == rows["greedy45"]["density"]
+        assert rows[key]["perplexity_tiny"] != rows["greedy45"]["perplexity_tiny"]
+
     # rows of other settings are not mixed in; unknown rows are refused
     other = table("--rows", "dense", tokens="4096")
     assert other.returncode == 1 and "tokens" in other.stderr, other.stderr
