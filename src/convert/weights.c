@@ -170,14 +170,7 @@ enum status weights_check_hybrid(const struct mask_set *masks, struct error *err
 }
 
 double weights_density(const struct model *model, const struct mask_set *masks) {
-  int64_t kept, covered, total = 0;
-  if (!masks) return model_density(model);
-  mask_set_count(masks, &kept, &covered);
-  for (int i = 0; i < model_site_count(model); i++) {
-    const struct linear_weight *w = &model_site(model, i)->weight;
-    total += linear_rows(w) * linear_cols(w);
-  }
-  return (double)(kept + total - covered) / (double)total;
+  return masks ? mask_set_density(masks, model_prunable_weights(model)) : model_density(model);
 }
 
 enum dtype weights_natural_dtype(const struct model *model) {

@@ -88,11 +88,15 @@ enum status model_apply_masks(struct model *m, const struct mask_set *masks, str
   return status;
 }
 
+int64_t model_prunable_weights(const struct model *m) {
+  int64_t total = 0;
+  for (int i = 0; i < model_site_count(m); i++)
+    total += linear_rows(&m->sites[i].weight) * linear_cols(&m->sites[i].weight);
+  return total;
+}
+
 double model_density(const struct model *m) {
-  int64_t kept = 0, all = 0;
-  for (int i = 0; i < model_site_count(m); i++) {
-    kept += m->kept[i];
-    all += linear_rows(&m->sites[i].weight) * linear_cols(&m->sites[i].weight);
-  }
-  return (double)kept / (double)all;
+  int64_t kept = 0;
+  for (int i = 0; i < model_site_count(m); i++) kept += m->kept[i];
+  return (double)kept / (double)model_prunable_weights(m);
 }

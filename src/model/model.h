@@ -94,6 +94,8 @@ static inline int model_block_site(int layer) { return layer * SITE_ROLES; }
 const struct linear_weight *model_head(const struct model *model);
 /* All weights, counted once (a tied lm_head is no weight of its own). */
 int64_t model_parameters(const struct model *model);
+/* Those of the prunable linears alone: what densities are shares of. */
+int64_t model_prunable_weights(const struct model *model);
 /* The GGUF file or the config.json that the model came from; the other is NULL. */
 const struct gguf *model_gguf(const struct model *model);
 const json_t *model_json(const struct model *model);

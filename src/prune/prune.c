@@ -6,13 +6,12 @@
  * model itself changes only when updated weights are asked for. */
 #include "prune/prune.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/strbuf.h"
+#include "prune/describe.h"
 #include "prune/far.h"
 #include "prune/gradients.h"
 #include "prune/inputs.h"
@@ -335,66 +334,6 @@ static enum status pass_run(struct pass *p, struct error *err) {
 
 /* --- the whole of it --- */
 
-static int64_t prunable_weights(const struct model *model) {
-  int64_t total = 0;
-  for (int i = 0; i < model_site_count(model); i++) {
-    const struct linear_weight *w = &model_site(model, i)->weight;
-    total += linear_rows(w) * linear_cols(w);
-  }
-  return total;
-}
-
-static enum status set_meta(struct mask_set *set, struct error *err, const char *key,
-                            const char *format, ...) __attribute__((format(printf, 4, 5)));
-static enum status set_meta(struct mask_set *set, struct error *err, const char *key,
-                            const char *format, ...) {
-  char text[256];
-  va_list args;
-  va_start(args, format);
-  vsnprintf(text, sizeof text, format, args);
-  va_end(args);
-  return mask_set_meta(set, key, text, err);
-}
-
-/* How the mask was made, and nothing about where or when. */
-static enum status describe(struct mask_set *set, const struct prune_settings *s,
-                            const struct calibration *c, const char *pattern, double sparsity,
-                            int64_t total, struct error *err) {
-  int64_t kept, covered;
-  mask_set_count(set, &kept, &covered);
-  enum status status = set_meta(set, err, "method", "%s", prune_method_name(s->method));
-  if (!status) status = set_meta(set, err, "pattern", "%s", pattern);
-  if (!status) status = set_meta(set, err, "sparsity", "%.10g", sparsity);
-  if (!status)
-    status =
-        set_meta(set, err, "density", "%.6f", (double)(kept + total - covered) / (double)total);
-  if (!status && c)
-    status = set_meta(set, err, "calibration", "%lld windows of %lld tokens, seed %llu",
-                      (long long)c->windows, (long long)c->length, (unsigned long long)c->seed);
-  if (!status && s->method == PRUNE_SPARSEGPT)
-    status = set_meta(set, err, "sparsegpt", "damping %g, blocks of %lld, weights %s", s->damping,
-                      (long long)s->block, s->update_weights ? "updated" : "as they were");
-  for (int i = 0; i < s->skip_count && !status; i++) {
-    char key[16];
-    snprintf(key, sizeof key, "skip %d", i);
-    status = mask_set_meta(set, key, s->skip[i], err);
-  }
-  return status;
-}
-
-static enum status describe_all(struct mask_set *masks, struct mask_set *unstructured,
-                                const struct prune_settings *s, const struct calibration *c,
-                                int64_t total, struct error *err) {
-  char pattern[16];
-  prune_pattern_name(s, pattern);
-  const double sparsity = s->pattern == PRUNE_2_4   ? 0.5
-                          : s->pattern == PRUNE_N_M ? 1 - (double)s->keep / s->of
-                                                    : s->sparsity;
-  enum status status = describe(masks, s, c, pattern, sparsity, total, err);
-  if (status || !unstructured) return status;
-  return describe(unstructured, s, c, "unstructured", s->unstructured_sparsity, total, err);
-}
-
 /* The second pass of a hybrid whose weights are updated: the tiles of *masks stay, the rest is made
  * again. */
 static enum status update_hybrid(struct pass first, struct error *err) {
@@ -412,57 +351,6 @@ static enum status update_hybrid(struct pass first, struct error *err) {
   mask_set_free(first.masks);
   *first.masks = again;
   return STATUS_OK;
-}
-
-static const struct linear_site *find_site(const struct model *model, const char *name) {
-  for (int i = 0; i < model_site_count(model); i++)
-    if (!strcmp(model_site(model, i)->name, name)) return model_site(model, i);
-  return NULL;
-}
-
-static enum status check_retile(const struct model *model, const struct mask_set *masks,
-                                struct error *err) {
-  for (size_t i = 0; i < masks->count; i++) {
-    const struct mask_matrix *m = &masks->items[i];
-    const struct linear_site *site = find_site(model, m->name);
-    if (!site || linear_rows(&site->weight) != m->rows || linear_cols(&site->weight) != m->cols)
-      return error_set(err, STATUS_REFUSED, "%s of the mask does not fit the model", m->name);
-    if (!m->tile_scores)
-      return error_set(err, STATUS_REFUSED,
-                       "%s of the mask has no tile scores; make it with tessera prune --pattern "
-                       "2:4, n:m or hybrid",
-                       m->name);
-    if (m->keep != masks->items[0].keep || m->of != masks->items[0].of)
-      return error_set(err, STATUS_REFUSED, "%s of the mask is %d:%d, where %s is %d:%d", m->name,
-                       m->keep, m->of, masks->items[0].name, masks->items[0].keep,
-                       masks->items[0].of);
-  }
-  return STATUS_OK;
-}
-
-enum status prune_retile(const struct model *model, struct mask_set *masks, double sparsity,
-                         struct error *err) {
-  const int64_t total = prunable_weights(model);
-  int64_t kept, covered;
-  char pattern[16];
-  enum status status = check_retile(model, masks, err);
-  if (status) return status;
-  const int keep = masks->count ? masks->items[0].keep : 2,
-            of = masks->count ? masks->items[0].of : 4;
-  const double most = 1 - (double)keep / of;
-  if (!(sparsity >= 0 && sparsity <= most))
-    return error_set(err, STATUS_USAGE, "a hybrid of %d:%d has a sparsity of 0 to %.4g, not %g",
-                     keep, of, most, sparsity);
-  prune_hybrid_name(keep, of, pattern);
-  if (!status) status = project_set(masks, total, 1 - sparsity, err);
-  if (status) return status;
-  mask_set_count(masks, &kept, &covered);
-  status = set_meta(masks, err, "pattern", "%s", pattern);
-  if (!status) status = set_meta(masks, err, "sparsity", "%.10g", sparsity);
-  if (!status)
-    status =
-        set_meta(masks, err, "density", "%.6f", (double)(kept + total - covered) / (double)total);
-  return status;
 }
 
 static bool is_pruned(void *ctx, const struct linear_site *site) {
@@ -486,7 +374,7 @@ enum status prune_run(struct model *model, const struct prune_settings *settings
                       struct error *err) {
   const bool hybrid = settings->pattern == PRUNE_HYBRID;
   const bool two_passes = hybrid && settings->update_weights;
-  const int64_t total = prunable_weights(model);
+  const int64_t total = model_prunable_weights(model);
   struct progress progress = {0};
   enum status status = prune_check(settings, err);
   if (status) return status;
@@ -514,8 +402,8 @@ enum status prune_run(struct model *model, const struct prune_settings *settings
   progress_end(&progress);
   gradient_scores_free(&scores);
   if (!status)
-    status = describe_all(masks, unstructured, settings, loops || gradients ? calibration : NULL,
-                          total, err);
+    status = prune_describe(masks, unstructured, settings, loops || gradients ? calibration : NULL,
+                            total, err);
   if (status) {
     mask_set_free(masks);
     if (unstructured) mask_set_free(unstructured);

@@ -84,9 +84,9 @@ enum status prune_retile(const struct model *model, struct mask_set *masks, doub
 enum status prune_pattern_parse(const char *text, struct prune_settings *settings,
                                 struct error *err);
 const char *prune_method_name(enum prune_method method);
-/* "2:4", "4:8", "unstructured", "hybrid", "hybrid-4:8": into text[16]. */
-/* The last two, of a pattern's n and m. */
-void prune_hybrid_name(int keep, int of, char text[16]);
+/* "2:4", "4:8", "unstructured", "hybrid" (of 2:4) or "hybrid-4:8" into text[16]. */
 void prune_pattern_name(const struct prune_settings *settings, char text[16]);
+/* The last two, of n and m. */
+void prune_hybrid_name(int keep, int of, char text[16]);
 
 #endif

@@ -166,6 +166,8 @@ const char *mask_set_meta_get(const struct mask_set *set, const char *key); /* o
 
 /* Kept positions over all positions of the matrices named in the set; 0 and 0 for an empty one. */
 void mask_set_count(const struct mask_set *set, int64_t *kept, int64_t *total);
+/* Share of `total` positions that are kept, those of matrices not named in the set among them. */
+double mask_set_density(const struct mask_set *set, int64_t total);
 
 /* Mask files are safetensors; docs/FORMAT.md says which tensors. mask_load also reads the
  * reference's mask.npz. Equal sets give equal bytes. */

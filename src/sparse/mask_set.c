@@ -89,3 +89,9 @@ void mask_set_count(const struct mask_set *set, int64_t *kept, int64_t *total) {
     *total += set->items[i].rows * set->items[i].cols;
   }
 }
+
+double mask_set_density(const struct mask_set *set, int64_t total) {
+  int64_t kept, covered;
+  mask_set_count(set, &kept, &covered);
+  return (double)(kept + total - covered) / (double)total;
+}
