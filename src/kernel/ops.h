@@ -91,7 +91,7 @@ void copy_floats(float *to, const float *from, int64_t n);
 double sum_squares(const float *x, int64_t n);
 
 /* Which instruction set the kernels use: "reference", "avx2", "avx512", "avx512bf16" or "amx".
- * Chosen from the processor at first use; the environment variable TSR_ISA only lowers it. */
+ * Chosen from the processor at first use; the environment variable TSR_ISA asks for another. */
 const char *kernel_isa(void);
 
 #endif

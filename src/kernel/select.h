@@ -5,8 +5,10 @@
  * arguments. The table is filled with the plain reference (kernel/ref) and then overwritten by what
  * the processor can do (kernel/cpu), level by level: reference, avx2 (with FMA, F16C, BMI2), avx512
  * (F, BW, DQ, VL; VNNI for quantized weights where it is), avx512bf16 (with VNNI), amx (tiles of
- * bf16 and int8); on AArch64 reference, neon and neonbf16. TSR_ISA=NAME lowers the choice, never
- * raises it. No alignment is required anywhere.
+ * bf16 and int8); on AArch64 reference, neon and neonbf16. The choice is the highest level that the
+ * processor has, but for Intel's without AMX: there avx512, whose fp32 products outrun their bf16
+ * instructions. TSR_ISA=NAME asks for another level, at most the processor's highest. No alignment
+ * is required anywhere.
  */
 #ifndef TSR_KERNEL_SELECT_H
 #define TSR_KERNEL_SELECT_H
