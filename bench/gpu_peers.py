@@ -121,7 +121,7 @@ def main():
     deadline = time.monotonic() + float(sys.argv[2] if len(sys.argv) > 2 else 60)
     card = torch.cuda.get_device_name(0)
     with open(sys.argv[1], "w", newline="") as file:
-        out = csv.writer(file)
+        out = csv.writer(file, lineterminator="\n")
         out.writerow("date card torch layer rows cols backend tokens bytes ms refused".split())
 
         def write(*row):

@@ -160,7 +160,7 @@ class Result:
     def add(self, row):
         new = not os.path.exists(self.a.csv)
         with open(self.a.csv, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)

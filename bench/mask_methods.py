@@ -375,7 +375,7 @@ def main():
         row = runner.row(*key)
         new = not os.path.exists(a.csv)
         with open(a.csv, "a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)

@@ -126,7 +126,7 @@ def main():
             print(rows[-1], flush=True)
     new = not os.path.exists(arguments.csv)
     with open(arguments.csv, "a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)

@@ -177,7 +177,7 @@ class Study:
         }
         new = not os.path.exists(self.csv)
         with open(self.csv, "a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)

@@ -4,7 +4,10 @@
 usage: stories.py MODEL TEXT FOLDER [--heldout N]
 
 MODEL is a directory such as stories260K. TEXT (UTF-8) holds stories with <|endoftext|> between
-them; the last N are held out, one a paragraph, and the others go into learn.jsonl, one a line.
+them, as exllamav2's calibration text tiny.utf8 does (317 of TinyStories); the last N are held out,
+one a paragraph, and the others go into learn.jsonl, one a line. Then, for instance:
+
+  bench/recipe.py FOLDER bench/tiny.plan --csv results/tiny.csv --model stories260K --tile 16 --threads 1
 """
 import argparse
 import json
