@@ -93,7 +93,10 @@ cuda-check:
 	@tools/cuda_check.sh
 	@tools/cuda_check_learn.sh
 	@tools/cuda_check_serve.sh
-.PHONY: cuda-check
+# Builds the CUDA backend and rehearses tools/gpu_check.sh without a card. Needs nvcc and cuBLASLt.
+gpu-check-dry:
+	@tools/gpu_check.sh --dry || [ $$? -eq 77 ]
+.PHONY: cuda-check gpu-check-dry
 
 # The long table of quality: hours on two cores, restartable row by row. TABLE takes the driver's
 # options: make table TABLE="--rows 'dense,greedy*,tile*' --seeds 1,2,3 --tasks-dir DIR"

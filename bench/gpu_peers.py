@@ -11,24 +11,26 @@ Usage: gpu_peers.py OUT [SECONDS of timing, default 60]
 Exit status: 77 without PyTorch or without a card.
 """
 import csv
+import os
+import re
 import statistics
 import sys
 import time
 
-LAYERS = [
-    ("LLaMA-2 7B qo", 4096, 4096),
-    ("LLaMA-2 7B gate/up", 11008, 4096),
-    ("LLaMA-2 7B down", 4096, 11008),
-    ("LLaMA-3.1 8B kv", 1024, 4096),
-    ("LLaMA-3.1 8B gate/up", 14336, 4096),
-    ("LLaMA-3.1 8B down", 4096, 14336),
-    ("Qwen2.5 0.5B qo", 896, 896),
-    ("Qwen2.5 0.5B gate/up", 4864, 896),
-    ("Qwen2.5 0.5B down", 896, 4864),
-]
-BATCHES = [1, 4, 16, 64, 96, 128, 512, 2048, 8192]
 BACKENDS = ["dense", "cusparselt", "cutlass"]
 ROUNDS = 5
+
+
+def what_is_timed():
+    """Layers (name, rows, cols) and batches, from the list that gpu_time.c is compiled with."""
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "gpu_layers.h")) as file:
+        text = file.read()
+    layers = [(name, int(rows), int(cols)) for name, rows, cols in
+              re.findall(r'L\("([^"]+)", (\d+), (\d+)\)', text)]
+    return layers, [int(tokens) for tokens in re.findall(r"B\((\d+)\)", text)]
+
+
+LAYERS, BATCHES = what_is_timed()
 
 
 def give_up(why):

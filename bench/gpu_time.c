@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "gpu.h"
+#include "gpu_layers.h"
 #include "model/choice.h"
 
 enum { COPIES_MAX = 64, ROUNDS = 5, ALGORITHMS = 8, TOKENS_MAX = 8192 };
@@ -296,15 +297,13 @@ struct layer {
   const char *name;
   int64_t rows, cols;
 };
-static const struct layer layers[] = {
-    {"LLaMA-2 7B qo", 4096, 4096},         {"LLaMA-2 7B gate/up", 11008, 4096},
-    {"LLaMA-2 7B down", 4096, 11008},      {"LLaMA-3.1 8B kv", 1024, 4096},
-    {"LLaMA-3.1 8B gate/up", 14336, 4096}, {"LLaMA-3.1 8B down", 4096, 14336},
-    {"Qwen2.5 0.5B qo", 896, 896},         {"Qwen2.5 0.5B gate/up", 4864, 896},
-    {"Qwen2.5 0.5B down", 896, 4864},
-};
-enum { INTEGER_LAYER = 4 };
-static const uint32_t batches[] = {1, 4, 16, 64, 96, 128, 512, 2048, TOKENS_MAX};
+#define TIMED_LAYER(name, rows, cols) {name, rows, cols},
+static const struct layer layers[] = {GPU_LAYERS(TIMED_LAYER)};
+enum { INTEGER_LAYER = 4 }; /* integers are timed there alone: there is not the time for all */
+#define TIMED_BATCH(tokens) tokens,
+static const uint32_t batches[] = {GPU_BATCHES(TIMED_BATCH)};
+#define BATCH_FITS(tokens) _Static_assert(tokens <= TOKENS_MAX, "there is room for every batch");
+GPU_BATCHES(BATCH_FITS)
 static const double densities[] = {1, 0.75, 0.65, 0.55, 0.5};
 
 /* One batch: the choice, then it beside the dense product, whoever was chosen. */
@@ -404,7 +403,6 @@ void gpu_time_products(const struct gpu_run *run, FILE *ledger) {
     c.dense = random_on_card(gpu, weights * (size_t)c.copies);
     c.x = random_on_card(gpu, (size_t)c.cols * TOKENS_MAX);
     c.y = random_on_card(gpu, (size_t)c.rows * TOKENS_MAX);
-    /* Integers on the largest layer alone: there is not the time for all. */
     const size_t kinds = l == INTEGER_LAYER ? sizeof forms / sizeof *forms : 1;
     for (size_t k = 0; k < kinds; k++)
       for (size_t d = 0; d < sizeof densities / sizeof *densities; d++)

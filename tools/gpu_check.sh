@@ -3,22 +3,41 @@
 # against float64 and the CPU, whole learning steps against the CPU's, times products against
 # cuBLASLt and learning steps beside PyTorch (where PYTHON, default python3, has torch and
 # transformers), and writes results/gpu_*.csv and a summary. Ten minutes at most; safe to run again.
-# Usage: gpu_check.sh [SECONDS of timing products, default 100, and as many of learning]
-# Exit status: 0 all right, 1 something is wrong, 77 no card (all was built, nothing was measured).
+# Without a card, or with --dry, it builds all of it for sm_80 and rehearses on the CPU what can be;
+# FOLDER=DIR with model.gguf and texts (tools/demo_data.py, bench/tiny_data.py) rehearses
+# bench/gpu_result.py too.
+# Usage: gpu_check.sh [--dry] [SECONDS of timing products, default 100, and as many of learning]
+# Exit status: 0 all right, 1 something is wrong, 77 a dry run went well (nothing was measured).
 set -u
 cd "$(dirname "$0")/.."
+dry=
+[ "${1:-}" = --dry ] && dry="as asked" && shift
 seconds=${1:-100}
+python=${PYTHON:-python3}
 build=build-gpu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+begin=$(date +%s)
+
+# within SECONDS COMMAND...: no longer than that, nor than what is left of ten minutes; 124: stopped.
+within() {
+  left=$((600 - $(date +%s) + begin))
+  [ "$1" -lt "$left" ] && left=$1
+  shift
+  [ "$left" -gt 5 ] || return 124
+  timeout "$left" "$@"
+}
 
 # "8.6" of the first card becomes 86; Hopper's kernels use what only 90a has.
-card=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/[^0-9]//gp')
+card=
+[ -n "$dry" ] ||
+  card=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/[^0-9]//gp')
 [ "$card" = 90 ] && card=90a
 if [ -n "$card" ]; then
   echo "building for sm_$card"
 else
-  echo "no card is listed by nvidia-smi: dry run, built for sm_80"
+  [ -n "$dry" ] || dry="no card is listed by nvidia-smi"
+  echo "dry run ($dry): building for sm_80"
   card=80
 fi
 PATH="$PATH:/usr/local/cuda/bin"
@@ -31,33 +50,75 @@ commit=$(git describe --always --dirty --abbrev=10 2>/dev/null || echo unknown)
   echo "gpu_check: the build failed"
   exit 1
 }
-timeout 150 "$build/bench/gpu_check" "$work" "$commit" "$seconds"
-status=$?
-timeout 150 "$build/bench/gpu_learn" "$work" "$commit" "$seconds"
-learning=$?
-# Whole models of LLaMA-2 7B's shape: prompts read and continued. Without a card: the same program on
-# a small model of this machine, so that what measures is known to run.
-e2e() {
-  timeout "$1" "${PYTHON:-python3}" bench/gpu_end_to_end.py "$build/tessera" \
-    --csv "$work/gpu_end_to_end.csv" ${2:-}
+
+# --- without a card: what is built starts, and what can run on the CPU runs there ---
+
+# rehearse WHAT EXPECTED-STATUS COMMAND...: the command's output is shown only where it fails.
+failures=0
+rehearse() {
+  what=$1 expected=$2
+  shift 2
+  within 200 "$@" >"$work/said" 2>&1
+  found=$?
+  if [ "$found" -eq "$expected" ]; then
+    echo "  right: $what"
+  else
+    tail -15 "$work/said"
+    echo "  WRONG: $what (exit status $found, expected $expected)"
+    failures=$((failures + 1))
+  fi
 }
-if [ "$status" -eq 77 ]; then
-  e2e 100 --dry-run || {
-    echo "gpu_check: the end-to-end bench does not run"
+
+if [ -n "$dry" ]; then
+  echo "built: gpu_check, gpu_learn and tessera with the CUDA backend, $(($(date +%s) - begin)) s"
+  export CUDA_VISIBLE_DEVICES=
+  rehearse "gpu_check says that there is no card (its kernels ran under the emulator alone)" 77 \
+    "$build/bench/gpu_check" "$work" "$commit" "$seconds"
+  rehearse "gpu_learn says that there is no card" 77 \
+    "$build/bench/gpu_learn" "$work" "$commit" "$seconds"
+  rehearse "gpu_learn's checks of operations and steps, the CPU against itself" 0 \
+    "$build/bench/gpu_learn" "$work" "$commit" 0 cpu
+  rehearse "tessera refuses --device cuda with a sentence" 3 \
+    "$build/tessera" eval tests/golden/models/llama --ppl README.md --device cuda
+  rehearse "gpu_end_to_end.py on one block of a small model on the CPU; nothing is kept" 0 \
+    "$python" bench/gpu_end_to_end.py "$build/tessera" --dry-run
+  rehearse "gpu_peers.py lists the layers of gpu_check; nothing is timed" 0 \
+    "$python" bench/gpu_peers.py --list
+  if "$python" -c 'import torch, transformers' 2>/dev/null; then
+    rehearse "reference_torch.py, one step of 64 tokens on the CPU" 0 "$python" \
+      bench/reference_torch.py --device cpu --tokens 64 --window 64 --steps 1 --json --mode tile
+  else
+    echo "  left out: reference_torch.py ($python has no torch and transformers: set PYTHON)"
+  fi
+  if [ -n "${FOLDER:-}" ]; then
+    rehearse "gpu_result.py, all rows from few tokens on the CPU; nothing is kept" 0 "$python" \
+      bench/gpu_result.py "$FOLDER" --device cpu --tokens 4096 --seconds 190 --window 128 \
+      --work "$work/result" --csv "$work/result.csv" --tessera "$build/tessera"
+  else
+    echo "  left out: gpu_result.py (set FOLDER to a folder of a small model and texts)"
+  fi
+  [ "$failures" -eq 0 ] || {
+    echo "gpu_check: $failures of the rehearsals above went wrong"
     exit 1
   }
-  echo "gpu_check: everything was built; nothing was checked or measured, because there is no card"
+  echo "gpu_check: dry run in $(($(date +%s) - begin)) s: everything was built, what needs no card" \
+    "ran; no kernel ran on a card, nothing was checked or measured there"
   exit 77
 fi
-[ "$status" -eq 124 ] && echo "gpu_check: products were stopped after 150 seconds"
-[ "$learning" -eq 124 ] && echo "gpu_check: learning was stopped after 150 seconds"
-[ "$status" -eq 0 ] && status=$learning
 
-e2e 240 || echo "gpu_check: the end-to-end bench ended early; what it measured is kept"
+# --- on a card ---
+
+within 150 "$build/bench/gpu_check" "$work" "$commit" "$seconds"
+status=$?
+within 150 "$build/bench/gpu_learn" "$work" "$commit" "$seconds"
+learning=$?
+[ "$status" -eq 124 ] && echo "gpu_check: products were stopped, their time was up"
+[ "$learning" -eq 124 ] && echo "gpu_check: learning was stopped, its time was up"
+[ "$status" -eq 0 ] && status=$learning
 
 # The same steps as a plain PyTorch program: rows "torch joint" and "torch tile" of the ledger.
 torch_steps() {
-  rate=$(timeout 40 "${PYTHON:-python3}" bench/reference_torch.py --device cuda --tokens 4096 \
+  rate=$(within 30 "$python" bench/reference_torch.py --device cuda --tokens 4096 \
     --window 512 --json "$@" 2>/dev/null | sed -n 's/.*"tokens_per_s": \([0-9.]*\).*/\1/p')
   [ -n "$rate" ] || return 0
   echo "$(date +%F),$commit,torch,$*,smollm2-135m,4096,,,,$rate" >>"$work/gpu_learn_times.csv"
@@ -68,7 +129,10 @@ torch_steps() {
   torch_steps --mode tile --bf16 --compile
 }
 # What users would pick instead of our products: dense and 2:4 layers of PyTorch.
-timeout 40 "${PYTHON:-python3}" bench/gpu_peers.py "$work/gpu_peers.csv" 30
+within 40 "$python" bench/gpu_peers.py "$work/gpu_peers.csv" 30
+# Whole models of LLaMA-2 7B's shape, prompts read and continued, in the time that is left.
+within 240 "$python" bench/gpu_end_to_end.py "$build/tessera" --csv "$work/gpu_end_to_end.csv" ||
+  echo "gpu_check: the end-to-end bench ended early; what it measured is kept"
 for ledger in gpu_checks.csv gpu_products.csv gpu_learn_checks.csv gpu_learn_times.csv \
   gpu_choice.json gpu_peers.csv gpu_end_to_end.csv; do
   [ -s "$work/$ledger" ] && cp "$work/$ledger" results/
@@ -84,7 +148,7 @@ done
       $1 != d || $2 != t { flush(); n = 0; d = $1; t = $2 }
       { v[++n] = $3 }
       END { flush() }'
-  "${PYTHON:-python3}" bench/gpu_table.py results/gpu_products.csv \
+  "$python" bench/gpu_table.py results/gpu_products.csv \
     $([ -s results/gpu_peers.csv ] && echo results/gpu_peers.csv)
 } | tee results/gpu_summary.txt
 exit "$status"
