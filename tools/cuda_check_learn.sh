@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 expected=$(grep -c '^  K(' src/kernel/cuda/learn.h)
 out="$work/kernels.csv"
 echo "card,kernel,threads,registers,spill_bytes,blocks_per_sm_by_registers,shared_bytes,nvcc" >"$out"
-# Attention on the tensor cores: "kernel threads bytes".
+# Attention on the tensor cores, and what else has another number of threads: "kernel threads bytes".
 cat >"$work/forms.c" <<'END'
 #include <stdio.h>
 #include "kernel/cuda/learn.h"
@@ -22,6 +22,7 @@ int main(void) {
     for (int i = 0; i < 4; i++)
       printf("%s %d %u\n", forms[pass][i].name, ATTENTION_MMA_THREADS,
              form_shared_bytes(&forms[pass][i].f, pass ? 2u : 1u, pass == 2));
+  printf("cholesky_diagonal %d %d\n", CHOLESKY_BLOCK, CHOLESKY_SHARED_BYTES);
 }
 END
 "${CC:-cc}" -I src "$work/forms.c" -o "$work/forms"

@@ -81,9 +81,6 @@ static enum status check_settings(const struct settings *s, struct error *err) {
     return error_set(err, STATUS_USAGE, "--kl-cache belongs to --kl-to MODEL, which is missing");
   if (s->decode && (!s->ppl || s->zeroshot.tasks))
     return error_set(err, STATUS_USAGE, "--decode is for --ppl FILE, without --tasks");
-  const bool on_cpu = !strcmp(s->device, "cpu");
-  if (!on_cpu && s->zeroshot.tasks)
-    return error_set(err, STATUS_USAGE, "--tasks run on the CPU alone: leave --device away");
   return eval_tasks_check(&s->zeroshot, &s->common, err);
 }
 
@@ -237,8 +234,8 @@ static enum status run(const struct command *command, void *settings, struct tex
   json_t *json = status ? NULL : model_json_of(s, in.model);
   if (!status && s->ppl) status = measure_text(s, &in, json, err);
   if (!status && s->zeroshot.tasks)
-    status = eval_tasks_run(&s->zeroshot, &s->common, in.model, in.tokenizer,
-                            (enum precision)s->precision, json, err);
+    status = eval_tasks_run(&s->zeroshot, &s->common, in.placed[0] ? in.placed[0] : in.model,
+                            in.tokenizer, (enum precision)s->precision, json, err);
   if (!status)
     status = common_write_json(&s->common, json, err);
   else

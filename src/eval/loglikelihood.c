@@ -1,4 +1,8 @@
-/* The scoring pass: see loglikelihood.h. */
+/* The scoring pass: see loglikelihood.h.
+ *
+ * On the CPU a pass is model_branches_forward; in another backend's memory, which has no branches,
+ * texts are sequences of one length, the shorter ones padded behind their end, where nothing looks.
+ */
 #include "eval/loglikelihood.h"
 
 #include <math.h>
@@ -8,8 +12,6 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/parallel.h"
-#include "kernel/ops.h"
 
 enum { CHUNK_ELEMENTS = 8 << 20, CHUNK_ROWS_LEAST = 16, CHUNK_ROWS_MOST = 512 };
 
@@ -17,9 +19,10 @@ enum { CHUNK_ELEMENTS = 8 << 20, CHUNK_ROWS_LEAST = 16, CHUNK_ROWS_MOST = 512 };
  * predicted and not read. */
 struct plan {
   const struct text_group *group;
-  int64_t index; /* in the request's order */
-  int64_t stem;  /* tokens that all texts begin with */
-  int64_t rows;
+  int64_t index;   /* in the request's order */
+  int64_t stem;    /* tokens that all texts begin with, computed once: 0 where texts are padded */
+  int64_t longest; /* tokens of the longest text */
+  int64_t rows;    /* of the group; where texts are padded, were they as long as the longest */
 };
 
 /* A token to be scored: which row predicts it. */
@@ -31,33 +34,50 @@ struct prediction {
 
 struct scorer {
   const struct model *model;
+  const struct backend *ops; /* the model's */
   enum precision precision;
   struct plan *plans; /* (groups), longest first */
   int64_t group_count;
   /* of a pass */
-  struct model_branches *branches;
-  struct model_branch *items; /* (rows_most) */
+  struct model_branches *branches;   /* on the CPU */
+  struct model_workspace *workspace; /* elsewhere: texts are padded, */
+  int64_t length;                    /* to so many rows in the pass at hand */
+  struct model_branch *items;        /* (rows_most) */
   int64_t item_count;
   int32_t *ids;  /* (rows_most) */
-  float *normed; /* (rows_most, hidden_size) */
+  float *normed; /* (rows_most, hidden_size), in the backend's memory */
   int64_t rows;
   /* of a chunk of predictions */
   struct prediction *predictions; /* (chunk_rows) */
   int64_t pending, chunk_rows;
-  float *gathered;    /* (chunk_rows, hidden_size) */
-  float *logits;      /* (chunk_rows, vocab_size) */
-  float *nll;         /* (chunk_rows) */
   int32_t *targets;   /* (chunk_rows) */
+  float *nll;         /* (chunk_rows) */
   uint8_t *likeliest; /* (chunk_rows) */
+  /* in the backend's memory */
+  float *gathered;        /* (chunk_rows, hidden_size) */
+  float *logits;          /* (chunk_rows, vocab_size) */
+  float *far_nll;         /* (chunk_rows) */
+  uint8_t *far_likeliest; /* (chunk_rows) */
 };
+
+static bool is_padded(const struct scorer *s) { return !s->ops->is_host; }
 
 /* --- planning --- */
 
 static int64_t inputs_of(const struct scored_text *text) { return text->count - 1; }
 
+static struct plan plan_padded(const struct text_group *group, int64_t index) {
+  struct plan plan = {.group = group, .index = index};
+  for (int i = 0; i < group->count; i++)
+    if (inputs_of(&group->texts[i]) > plan.longest) plan.longest = inputs_of(&group->texts[i]);
+  plan.rows = group->count * plan.longest;
+  return plan;
+}
+
 static struct plan plan_group(const struct text_group *group, int64_t index) {
   const struct scored_text *first = &group->texts[0];
-  struct plan plan = {.group = group, .index = index, .stem = inputs_of(first)};
+  struct plan plan = plan_padded(group, index);
+  plan.stem = inputs_of(first);
   for (int i = 1; i < group->count; i++) {
     const struct scored_text *text = &group->texts[i];
     int64_t common = 0;
@@ -69,6 +89,13 @@ static struct plan plan_group(const struct text_group *group, int64_t index) {
   plan.rows = plan.stem;
   for (int i = 0; i < group->count; i++) plan.rows += inputs_of(&group->texts[i]) - plan.stem;
   return plan;
+}
+
+/* Where texts are padded, those of a length come together. */
+static int longest_texts_first(const void *a, const void *b) {
+  const struct plan *x = a, *y = b;
+  if (x->longest != y->longest) return x->longest > y->longest ? -1 : 1;
+  return x->index < y->index ? -1 : x->index > y->index;
 }
 
 static int longest_first(const void *a, const void *b) {
@@ -87,9 +114,7 @@ static struct extent measure_plans(const struct scorer *s, int64_t pass_tokens) 
   for (int64_t i = 0; i < s->group_count; i++) {
     const struct plan *plan = &s->plans[i];
     if (plan->rows > e.rows) e.rows = plan->rows;
-    for (int t = 0; t < plan->group->count; t++)
-      if (inputs_of(&plan->group->texts[t]) > e.longest)
-        e.longest = inputs_of(&plan->group->texts[t]);
+    if (plan->longest > e.longest) e.longest = plan->longest;
     e.total_rows += plan->rows;
   }
   return e;
@@ -101,48 +126,85 @@ static int64_t choose_chunk_rows(int64_t vocab_size) {
   return rows < CHUNK_ROWS_MOST ? rows : CHUNK_ROWS_MOST;
 }
 
+static enum status make_plans(struct scorer *s, struct text_group *groups, struct error *err) {
+  const size_t count = (size_t)s->group_count;
+  s->plans = mem_alloc(count, sizeof *s->plans, err);
+  if (!s->plans) return STATUS_FAILED;
+  for (int64_t i = 0; i < s->group_count; i++)
+    s->plans[i] = is_padded(s) ? plan_padded(&groups[i], i) : plan_group(&groups[i], i);
+  qsort(s->plans, count, sizeof *s->plans, is_padded(s) ? longest_texts_first : longest_first);
+  return STATUS_OK;
+}
+
+/* What lies where the model runs. */
+static enum status alloc_far(struct scorer *s, int64_t rows, struct error *err) {
+  const size_t hidden = (size_t)model_config(s->model)->hidden_size * sizeof(float);
+  const size_t vocab = (size_t)model_config(s->model)->vocab_size * sizeof(float);
+  const size_t chunk = (size_t)s->chunk_rows;
+  enum status status = s->ops->alloc((size_t)rows * hidden, (void **)&s->normed, err);
+  if (!status) status = s->ops->alloc(chunk * hidden, (void **)&s->gathered, err);
+  if (!status) status = s->ops->alloc(chunk * vocab, (void **)&s->logits, err);
+  if (!status) status = s->ops->alloc(chunk * sizeof *s->nll, (void **)&s->far_nll, err);
+  return status ? status : s->ops->alloc(chunk, (void **)&s->far_likeliest, err);
+}
+
+static enum status make_pass(struct scorer *s, const struct extent *e, struct error *err) {
+  if (!is_padded(s))
+    return model_branches_new(&s->branches, s->model, e->rows, e->longest, s->precision, err);
+  const struct model_shape most = {(e->rows + e->longest - 1) / e->longest, e->longest};
+  enum status status = model_workspace_new(&s->workspace, s->model, most, false, false, err);
+  if (!status) model_workspace_set_precision(s->workspace, s->precision);
+  return status;
+}
+
 static enum status scorer_init(struct scorer *s, const struct model *model,
                                enum precision precision, struct text_group *groups, int64_t count,
                                int64_t pass_tokens, struct extent *extent, struct error *err) {
-  size_t hidden = (size_t)model_config(model)->hidden_size * sizeof(float);
-  size_t vocab = (size_t)model_config(model)->vocab_size * sizeof(float);
-  *s = (struct scorer){.model = model, .precision = precision, .group_count = count};
-  s->plans = mem_alloc((size_t)count, sizeof *s->plans, err);
-  if (!s->plans) return STATUS_FAILED;
-  for (int64_t i = 0; i < count; i++) s->plans[i] = plan_group(&groups[i], i);
-  qsort(s->plans, (size_t)count, sizeof *s->plans, longest_first);
+  *s = (struct scorer){.model = model,
+                       .ops = model_backend(model),
+                       .precision = precision,
+                       .group_count = count,
+                       .chunk_rows = choose_chunk_rows(model_config(model)->vocab_size)};
+  enum status status = make_plans(s, groups, err);
+  if (status) return status;
   *extent = measure_plans(s, pass_tokens);
-  s->chunk_rows = choose_chunk_rows(model_config(model)->vocab_size);
   s->items = mem_alloc((size_t)extent->rows, sizeof *s->items, err);
   s->ids = mem_alloc((size_t)extent->rows, sizeof *s->ids, err);
-  s->normed = mem_alloc((size_t)extent->rows, hidden, err);
   s->predictions = mem_alloc((size_t)s->chunk_rows, sizeof *s->predictions, err);
-  s->gathered = mem_alloc((size_t)s->chunk_rows, hidden, err);
-  s->logits = mem_alloc((size_t)s->chunk_rows, vocab, err);
-  s->nll = mem_alloc((size_t)s->chunk_rows, sizeof *s->nll, err);
   s->targets = mem_alloc((size_t)s->chunk_rows, sizeof *s->targets, err);
+  s->nll = mem_alloc((size_t)s->chunk_rows, sizeof *s->nll, err);
   s->likeliest = mem_alloc((size_t)s->chunk_rows, 1, err);
-  if (!s->items || !s->ids || !s->normed || !s->predictions || !s->gathered || !s->logits ||
-      !s->nll || !s->targets || !s->likeliest)
+  if (!s->items || !s->ids || !s->predictions || !s->targets || !s->nll || !s->likeliest)
     return STATUS_FAILED;
-  return model_branches_new(&s->branches, model, extent->rows, extent->longest, precision, err);
+  status = alloc_far(s, extent->rows, err);
+  return status ? status : make_pass(s, extent, err);
 }
 
 static void scorer_release(struct scorer *s) {
+  void *const far[] = {s->normed, s->gathered, s->logits, s->far_nll, s->far_likeliest};
+  for (size_t i = 0; i < sizeof far / sizeof *far; i++) s->ops->free(far[i]);
   model_branches_free(s->branches);
+  model_workspace_free(s->workspace);
   mem_free(s->plans);
   mem_free(s->items);
   mem_free(s->ids);
-  mem_free(s->normed);
   mem_free(s->predictions);
-  mem_free(s->gathered);
-  mem_free(s->logits);
-  mem_free(s->nll);
   mem_free(s->targets);
+  mem_free(s->nll);
   mem_free(s->likeliest);
 }
 
 /* --- one pass --- */
+
+/* Each text a sequence: what is behind its end is never looked at. */
+static void put_padded(struct scorer *s, const struct plan *plan) {
+  for (int i = 0; i < plan->group->count; i++, s->rows += s->length) {
+    const struct scored_text *text = &plan->group->texts[i];
+    const int64_t count = inputs_of(text);
+    memcpy(s->ids + s->rows, text->ids, (size_t)count * sizeof *s->ids);
+    for (int64_t at = count; at < s->length; at++) s->ids[s->rows + at] = text->ids[0];
+  }
+}
 
 static void put_branch(struct scorer *s, const int32_t *ids, int64_t count, int64_t stem,
                        int64_t stem_count) {
@@ -154,6 +216,10 @@ static void put_branch(struct scorer *s, const int32_t *ids, int64_t count, int6
 
 static void put_group(struct scorer *s, const struct plan *plan) {
   int64_t stem = s->rows;
+  if (is_padded(s)) {
+    put_padded(s, plan);
+    return;
+  }
   put_branch(s, plan->group->texts[0].ids, plan->stem, 0, 0);
   for (int i = 0; i < plan->group->count; i++) {
     const struct scored_text *text = &plan->group->texts[i];
@@ -161,63 +227,74 @@ static void put_group(struct scorer *s, const struct plan *plan) {
   }
 }
 
-struct likeliest {
-  const struct scorer *s;
-  int64_t vocab_size;
-};
-
-/* Whether the target is what argmax would give: the first of the largest. */
-static void find_likeliest(void *ctx, int64_t row, int worker) {
-  const struct likeliest *l = ctx;
-  (void)worker;
-  const float *logits = l->s->logits + row * l->vocab_size;
-  int32_t target = l->s->targets[row];
-  float own = logits[target];
-  bool likeliest = true;
-  for (int32_t i = 0; i < target; i++) likeliest &= logits[i] < own;
-  for (int64_t i = target; i < l->vocab_size; i++) likeliest &= logits[i] <= own;
-  l->s->likeliest[row] = likeliest;
+/* The rows that predict what is pending, one after the other: runs of rows at a time. */
+static void gather_rows(struct scorer *s) {
+  const int64_t hidden = model_config(s->model)->hidden_size;
+  for (int64_t i = 0, run; i < s->pending; i += run) {
+    const int64_t row = s->predictions[i].row;
+    for (run = 1; i + run < s->pending && s->predictions[i + run].row == row + run;) run++;
+    s->ops->copy_floats(s->gathered + i * hidden, s->normed + row * hidden, run * hidden);
+  }
 }
 
 /* Scores what is pending. */
-static void flush(struct scorer *s) {
-  const struct model_config *c = model_config(s->model);
-  for (int64_t i = 0; i < s->pending; i++) {
-    memcpy(s->gathered + i * c->hidden_size, s->normed + s->predictions[i].row * c->hidden_size,
-           (size_t)c->hidden_size * sizeof(float));
-    s->targets[i] = s->predictions[i].target;
-  }
+static enum status flush(struct scorer *s, struct error *err) {
+  const struct backend *ops = s->ops;
+  const size_t count = (size_t)s->pending;
+  gather_rows(s);
+  for (size_t i = 0; i < count; i++) s->targets[i] = s->predictions[i].target;
   model_logits(s->model, s->gathered, s->pending, s->precision, s->logits);
-  cross_entropy(s->logits, s->targets, s->pending, c->vocab_size, 1, s->nll, NULL);
-  parallel_for(s->pending, find_likeliest, &(struct likeliest){s, c->vocab_size});
-  for (int64_t i = 0; i < s->pending; i++) {
+  ops->score_targets(s->logits, s->targets, s->pending, model_config(s->model)->vocab_size,
+                     s->far_nll, s->far_likeliest);
+  enum status status = ops->download(s->nll, s->far_nll, count * sizeof *s->nll, err);
+  if (!status) status = ops->download(s->likeliest, s->far_likeliest, count, err);
+  for (size_t i = 0; i < count && !status; i++) {
     struct scored_text *text = s->predictions[i].text;
     text->log_probability -= (double)s->nll[i];
     text->greedy &= s->likeliest[i] != 0;
   }
   s->pending = 0;
+  return status;
 }
 
 /* The tokens of a text whose own rows begin at `branch`, and those of its stem at `stem`. */
-static void score_text(struct scorer *s, struct scored_text *text, const struct plan *plan,
-                       int64_t stem, int64_t branch) {
+static enum status score_text(struct scorer *s, struct scored_text *text, const struct plan *plan,
+                              int64_t stem, int64_t branch, struct error *err) {
+  enum status status = STATUS_OK;
   text->log_probability = 0;
   text->greedy = true;
-  for (int64_t at = inputs_of(text) - text->scored; at < inputs_of(text); at++) {
+  for (int64_t at = inputs_of(text) - text->scored; at < inputs_of(text) && !status; at++) {
     int64_t row = at < plan->stem ? stem + at : branch + at - plan->stem;
-    if (s->pending == s->chunk_rows) flush(s);
+    if (s->pending == s->chunk_rows) status = flush(s, err);
     s->predictions[s->pending++] = (struct prediction){text, row, text->ids[at + 1]};
   }
+  return status;
 }
 
-static void score_group(struct scorer *s, const struct plan *plan, int64_t *row) {
+static enum status score_group(struct scorer *s, const struct plan *plan, int64_t *row,
+                               struct error *err) {
+  enum status status = STATUS_OK;
   int64_t stem = *row;
   *row += plan->stem;
-  for (int i = 0; i < plan->group->count; i++) {
+  for (int i = 0; i < plan->group->count && !status; i++) {
     struct scored_text *text = &plan->group->texts[i];
-    score_text(s, text, plan, stem, *row);
-    *row += inputs_of(text) - plan->stem;
+    status = score_text(s, text, plan, stem, *row, err);
+    *row += is_padded(s) ? s->length : inputs_of(text) - plan->stem;
   }
+  return status;
+}
+
+static enum status forward(struct scorer *s, struct error *err) {
+  if (!is_padded(s))
+    return model_branches_forward(s->branches, s->ids, s->items, s->item_count, s->normed, err);
+  const struct model_shape shape = {s->rows / s->length, s->length};
+  return model_forward(s->model, s->ids, shape, NULL, s->workspace, s->normed, err);
+}
+
+/* Whether another group fits into the pass. */
+static bool fits(const struct scorer *s, const struct plan *plan, int64_t rows_most) {
+  const int64_t rows = is_padded(s) ? plan->group->count * s->length : plan->rows;
+  return s->rows + rows <= rows_most;
 }
 
 /* Scores the plans [first, *end), as many as fit into `rows_most` rows. */
@@ -225,16 +302,16 @@ static enum status run_pass(struct scorer *s, int64_t first, int64_t rows_most, 
                             struct error *err) {
   int64_t row = 0;
   s->rows = s->item_count = 0;
+  s->length = s->plans[first].longest;
   *end = first;
   do put_group(s, &s->plans[(*end)++]);
-  while (*end < s->group_count && s->rows + s->plans[*end].rows <= rows_most);
-  enum status status =
-      model_branches_forward(s->branches, s->ids, s->items, s->item_count, s->normed, err);
-  if (status) return status;
-  for (int64_t i = first; i < *end; i++) score_group(s, &s->plans[i], &row);
-  if (s->pending) flush(s);
-  INVARIANT(row == s->rows);
-  return STATUS_OK;
+  while (*end < s->group_count && fits(s, &s->plans[*end], rows_most));
+  enum status status = forward(s, err);
+  for (int64_t i = first; i < *end && !status; i++)
+    status = score_group(s, &s->plans[i], &row, err);
+  if (!status && s->pending) status = flush(s, err);
+  INVARIANT(status || row == s->rows);
+  return status;
 }
 
 static enum status check_results(const struct scorer *s, int64_t first, int64_t end,

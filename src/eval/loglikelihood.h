@@ -3,7 +3,9 @@
  * A text is a context and a continuation as token ids; its score is the sum of the continuation's
  * token log-probabilities. Texts come in groups that begin alike, such as the choices of one
  * question: what they have in common is computed once. Groups are packed, longest first, into
- * passes without padding. Logits exist for a few rows at a time, and only for rows that predict a
+ * passes without padding. A model in a card's memory (model_place) runs there: each text is a
+ * sequence of its own, padded to the longest of its pass, so common beginnings are computed as
+ * often as there are texts. Logits exist for a few rows at a time, and only for rows that predict a
  * token of a continuation. */
 #ifndef TSR_EVAL_LOGLIKELIHOOD_H
 #define TSR_EVAL_LOGLIKELIHOOD_H

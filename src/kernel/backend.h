@@ -27,6 +27,7 @@ struct mask_decay {
 };
 
 struct serve_ops;
+struct sparsegpt_ops;
 
 struct backend {
   const char *name; /* "cpu", "cuda" */
@@ -34,7 +35,8 @@ struct backend {
   /* Elements of logits that exist at a time: rows of the head's products are many enough to keep
    * the machine busy, and few enough to be paid for. */
   int64_t logit_elements;
-  const struct serve_ops *serve; /* decoding on a card (kernel/serve.h), or NULL */
+  const struct serve_ops *serve;         /* decoding on a card (kernel/serve.h), or NULL */
+  const struct sparsegpt_ops *sparsegpt; /* on a card (kernel/sparsegpt.h); NULL on the CPU */
 
   /* --- memory --- */
   /* Zeroed, aligned to 64 bytes. */
@@ -57,6 +59,12 @@ struct backend {
   void (*fetch)(int buffer, void *to, const void *from, size_t bytes);
   void (*arrive)(int buffer);
   void (*put)(int buffer, void *to, const void *from, size_t bytes);
+  /* Copies into memory of alloc_host what `from` holds when all that was queued before is done,
+   * beside what is queued after. What is queued after await_aside waits for these copies: to be
+   * called before something changes what is copied. The host finds them done after the `download`
+   * or `wait` that follows. */
+  void (*copy_aside)(void *to, const void *from, size_t bytes);
+  void (*await_aside)(void);
   /* Whether what repeats is replayed as graphs, to the same bits (kernel/cuda/record.h). */
   enum status (*record)(bool on, struct error *err);
 
@@ -99,6 +107,8 @@ struct backend {
   /* --- losses --- */
   void (*cross_entropy)(const float *logits, const int32_t *targets, int64_t rows, int64_t vocab,
                         float scale, float *nll, float *dlogits);
+  void (*score_targets)(const float *logits, const int32_t *targets, int64_t rows, int64_t vocab,
+                        float *nll, uint8_t *likeliest);
   void (*softmax_kl)(const float *reference, const float *model, int64_t rows, int64_t vocab,
                      float *kl, uint8_t *agree);
   void (*distill_loss)(const float *logits, const float *teacher, const int32_t *targets,

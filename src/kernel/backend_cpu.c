@@ -109,6 +109,7 @@ const struct backend *backend_cpu(void) {
       .attention_forward = attention_forward,
       .attention_backward = attention_backward,
       .cross_entropy = cross_entropy,
+      .score_targets = score_targets,
       .softmax_kl = softmax_kl,
       .distill_loss = distill_loss,
       .mask_sample = sample,

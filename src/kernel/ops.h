@@ -70,6 +70,10 @@ void attention_backward(const struct attention_shape *shape, const float *q, con
  * forward only): scale * (softmax - onehot). */
 void cross_entropy(const float *logits, const int32_t *targets, int64_t rows, int64_t vocab,
                    float scale, float *nll, float *dlogits);
+/* nll (rows) as cross_entropy's, and whether the target is what argmax would give, the first of the
+ * largest: likeliest (rows). No target is -1. */
+void score_targets(const float *logits, const int32_t *targets, int64_t rows, int64_t vocab,
+                   float *nll, uint8_t *likeliest);
 /* KL(softmax(reference) || softmax(model)) per row, in nats, and whether both have the same
  * argmax: kl (rows), agree (rows) or NULL. */
 void softmax_kl(const float *reference, const float *model, int64_t rows, int64_t vocab, float *kl,

@@ -232,6 +232,25 @@ void cross_entropy(const float *logits, const int32_t *targets, int64_t rows, in
   parallel_for(rows, cross_entropy_item, &l);
 }
 
+static void find_likeliest(void *ctx, int64_t row, int worker) {
+  const struct loss *l = ctx;
+  const float *logits = l->logits + row * l->vocab;
+  const int32_t target = l->targets[row];
+  const float own = logits[target];
+  bool likeliest = true;
+  (void)worker;
+  for (int32_t i = 0; i < target; i++) likeliest &= logits[i] < own;
+  for (int64_t i = target; i < l->vocab; i++) likeliest &= logits[i] <= own;
+  l->agree[row] = likeliest;
+}
+
+void score_targets(const float *logits, const int32_t *targets, int64_t rows, int64_t vocab,
+                   float *nll, uint8_t *likeliest) {
+  struct loss l = {.logits = logits, .targets = targets, .vocab = vocab, .agree = likeliest};
+  cross_entropy(logits, targets, rows, vocab, 1, nll, NULL);
+  parallel_for(rows, find_likeliest, &l);
+}
+
 static void softmax_kl_item(void *ctx, int64_t row, int worker) {
   const struct loss *l = ctx;
   (void)worker;

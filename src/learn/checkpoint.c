@@ -6,8 +6,6 @@
 
 #include <string.h>
 
-#include "learn/state_file.h"
-
 #define FORMAT "tessera-checkpoint-1"
 
 /* --- the tensors --- */
@@ -86,11 +84,9 @@ static enum status list_tensors(struct state_tensors *t, const struct learner *l
 
 /* --- the numbers --- */
 
-enum { NUMBERS = 10 };
-
-static void list_numbers(struct state_number out[NUMBERS], struct run_state *s, int64_t *step,
-                         int64_t steps) {
-  const struct state_number list[NUMBERS] = {
+static void list_numbers(struct state_number out[CHECKPOINT_NUMBERS], struct run_state *s,
+                         int64_t *step, int64_t steps) {
+  const struct state_number list[CHECKPOINT_NUMBERS] = {
       {.key = "dense_loss", .real = &s->dense_loss},
       {.key = "prior_loss", .real = &s->prior_loss},
       {.key = "first_loss", .real = &s->first_loss},
@@ -105,25 +101,36 @@ static void list_numbers(struct state_number out[NUMBERS], struct run_state *s, 
   memcpy(out, list, sizeof list);
 }
 
+enum status checkpoint_list(struct checkpoint *c, const struct learner *l,
+                            const struct run_state *state, const char *settings,
+                            struct error *err) {
+  *c = (struct checkpoint){.numbers_of = *state, .step = l->step};
+  c->state = (struct state){.format = FORMAT,
+                            .settings = settings,
+                            .numbers = c->numbers,
+                            .number_count = CHECKPOINT_NUMBERS};
+  list_numbers(c->numbers, &c->numbers_of, &c->step, l->settings.steps);
+  return list_tensors(&c->state.tensors, l, state, err);
+}
+
+void checkpoint_free(struct checkpoint *c) { state_tensors_free(&c->state.tensors); }
+
 enum status checkpoint_save(const struct learner *l, const struct run_state *state,
                             const char *settings, const char *run, struct error *err) {
-  struct run_state copy = *state;
-  struct state_number numbers[NUMBERS];
-  struct state s = {
-      .format = FORMAT, .settings = settings, .numbers = numbers, .number_count = NUMBERS};
-  int64_t step = l->step;
-  list_numbers(numbers, &copy, &step, l->settings.steps);
-  enum status status = list_tensors(&s.tensors, l, state, err);
-  if (status == STATUS_OK) status = state_save(&s, run, err);
-  state_tensors_free(&s.tensors);
+  struct checkpoint c;
+  enum status status = checkpoint_list(&c, l, state, settings, err);
+  if (status == STATUS_OK) status = state_save(&c.state, run, err);
+  checkpoint_free(&c);
   return status;
 }
 
 enum status checkpoint_load(struct learner *l, struct run_state *state, const char *settings,
                             const char *run, bool *found, struct error *err) {
-  struct state_number numbers[NUMBERS];
-  struct state s = {
-      .format = FORMAT, .settings = settings, .numbers = numbers, .number_count = NUMBERS};
+  struct state_number numbers[CHECKPOINT_NUMBERS];
+  struct state s = {.format = FORMAT,
+                    .settings = settings,
+                    .numbers = numbers,
+                    .number_count = CHECKPOINT_NUMBERS};
   list_numbers(numbers, state, &l->step, l->settings.steps);
   *found = false;
   enum status status = list_tensors(&s.tensors, l, state, err);

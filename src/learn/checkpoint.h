@@ -8,6 +8,7 @@
 #define TSR_LEARN_CHECKPOINT_H
 
 #include "learn/learner.h"
+#include "learn/state_file.h"
 
 /* What a run has found out so far, beside the logits. */
 struct run_state {
@@ -22,6 +23,20 @@ struct run_state {
   int64_t record_bytes;     /* length of record.jsonl */
   struct mask_matrix *best; /* (site_count) */
 };
+
+/* A checkpoint as its parts are listed: numbers are its own, tensors are where they lie. */
+enum { CHECKPOINT_NUMBERS = 10 };
+struct checkpoint {
+  struct run_state numbers_of;
+  int64_t step;
+  struct state_number numbers[CHECKPOINT_NUMBERS];
+  struct state state;
+};
+/* Waits for what is on its way to the host. *c must stay where it is; `settings` must outlive it.
+ */
+enum status checkpoint_list(struct checkpoint *c, const struct learner *l,
+                            const struct run_state *state, const char *settings, struct error *err);
+void checkpoint_free(struct checkpoint *c);
 
 /* `settings` is the run's settings as JSON text: a checkpoint of other settings is refused. */
 enum status checkpoint_save(const struct learner *l, const struct run_state *state,

@@ -10,7 +10,7 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "learn/checkpoint.h"
+#include "learn/background.h"
 #include "learn/inputs.h"
 #include "learn/journal.h"
 #include "learn/run_report.h"
@@ -25,7 +25,8 @@ struct run {
   struct run_directory directory;
   struct journal journal;
   char *identity; /* as JSON text, for checkpoints */
-  double saved_s; /* when the last checkpoint was written */
+  double saved_s; /* when the last checkpoint was taken */
+  struct background background;
   double density_before;
   int64_t moved_tiles;
 };
@@ -204,10 +205,21 @@ static enum status start_or_continue(struct run *run, struct error *err) {
 
 /* --- the loop --- */
 
-static enum status save(struct run *run, struct error *err) {
-  enum status status = run_record_length(&run->directory, &run->state.record_bytes, err);
+/* The state as it is, beside the steps that follow where that can be; `now`: before this returns.
+ */
+static enum status save(struct run *run, bool now, struct error *err) {
+  struct background *b = &run->background;
+  struct learner *l = &run->learner;
+  const char *path = run->directory.path;
+  enum status status = now ? background_finish(b, l, err) : STATUS_OK;
+  if (status == STATUS_OK && b->phase != BACKGROUND_IDLE)
+    return STATUS_OK; /* the last is not out */
   if (status == STATUS_OK)
-    status = checkpoint_save(&run->learner, &run->state, run->identity, run->directory.path, err);
+    status = run_record_length(&run->directory, &run->state.record_bytes, err);
+  if (status == STATUS_OK && !now && background_serves(b, l))
+    status = background_begin(b, l, &run->state, run->identity, path, err);
+  if (status == STATUS_OK && b->phase == BACKGROUND_IDLE)
+    status = checkpoint_save(l, &run->state, run->identity, path, err);
   run->saved_s = clock_seconds();
   return status;
 }
@@ -283,10 +295,11 @@ static enum status loop(struct run *run, struct error *err) {
   while (l->step < s->steps && status == STATUS_OK) {
     status = one_step(run, dense, scratch, &progress, err);
     if (status != STATUS_OK) break;
-    bool interrupted = interrupt_requested();
-    if (interrupted || clock_seconds() - run->saved_s >= run->in.request->checkpoint_seconds ||
-        l->step == s->steps)
-      status = save(run, err);
+    status = background_step(&run->background, err);
+    bool interrupted = interrupt_requested(), now = interrupted || l->step == s->steps;
+    if (status == STATUS_OK &&
+        (now || clock_seconds() - run->saved_s >= run->in.request->checkpoint_seconds))
+      status = save(run, now, err);
     if (status == STATUS_OK && interrupted && l->step < s->steps)
       status = error_set(err, STATUS_INTERRUPTED,
                          "interrupted after step %lld of %lld, which is saved: --resume goes on",
@@ -398,6 +411,7 @@ static void release(struct run *run) {
   if (run->state.best)
     for (int i = 0; i < run->learner.site_count; i++) mask_matrix_free(&run->state.best[i]);
   mem_free(run->state.best);
+  background_free(&run->background); /* before the memory that it copies from */
   learner_free(&run->learner);
   mask_set_free(&run->prior);
   free(run->identity);

@@ -106,6 +106,49 @@ enum status state_add_far(struct state_tensors *t, struct error *err, const stru
   return STATUS_OK;
 }
 
+enum { COPY_ALIGN = 256 };
+
+static enum status copy_room(const struct state_tensors *t, const struct backend *ops,
+                             struct state_copy *copy, struct error *err) {
+  size_t bytes = 0;
+  for (size_t i = 0; i < t->count; i++)
+    bytes += (source_bytes(&t->items[i]) + COPY_ALIGN - 1) / COPY_ALIGN * COPY_ALIGN;
+  if (copy->ops) {
+    INVARIANT(copy->ops == ops && copy->bytes == bytes);
+    return STATUS_OK;
+  }
+  enum status status = ops->alloc_host(bytes, (void **)&copy->room, err);
+  if (status != STATUS_OK) return status;
+  copy->ops = ops;
+  copy->bytes = bytes;
+  return STATUS_OK;
+}
+
+enum status state_detach(struct state_tensors *t, const struct backend *ops,
+                         struct state_copy *copy, struct error *err) {
+  enum status status = copy_room(t, ops, copy, err);
+  size_t at = 0;
+  for (size_t i = 0; i < t->count && status == STATUS_OK; i++) {
+    struct tensor_source *item = &t->items[i];
+    const struct far_tensor *far = item->ctx;
+    const size_t bytes = source_bytes(item);
+    if (far)
+      ops->copy_aside(copy->room + at, far->data, bytes);
+    else
+      memcpy(copy->room + at, item->data, bytes);
+    item->data = copy->room + at;
+    item->produce = NULL;
+    item->ctx = NULL;
+    at += (bytes + COPY_ALIGN - 1) / COPY_ALIGN * COPY_ALIGN;
+  }
+  return status;
+}
+
+void state_copy_free(struct state_copy *copy) {
+  if (copy->ops) copy->ops->free_host(copy->room);
+  *copy = (struct state_copy){0};
+}
+
 static uint32_t checksum(const void *data, size_t bytes) {
   return (uint32_t)crc32_z(0, data, bytes);
 }

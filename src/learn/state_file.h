@@ -47,6 +47,19 @@ enum status state_add_far(struct state_tensors *t, struct error *err, const stru
                           int64_t b, int64_t c, const void *data);
 void state_tensors_free(struct state_tensors *t);
 
+/* Memory of the host for a copy of a state, which is then written while work goes on. */
+struct state_copy {
+  const struct backend *ops; /* who has the state and took the memory; NULL: none was taken */
+  uint8_t *room;             /* pinned */
+  size_t bytes;
+};
+/* Copies all tensors into *copy, whose memory is taken the first time, and makes the list that of
+ * the copies. What lies in the memory of `ops`, which must not be the host's, is copied aside
+ * (kernel/backend.h): it is there after await_aside and a download. */
+enum status state_detach(struct state_tensors *t, const struct backend *ops,
+                         struct state_copy *copy, struct error *err);
+void state_copy_free(struct state_copy *copy);
+
 enum status state_save(struct state *state, const char *dir, struct error *err);
 /* Into where the lists point, all or nothing. *found is false, and STATUS_OK, when DIR has no
  * state. A damaged one is reported and the one before it is taken, which is as good: the steps

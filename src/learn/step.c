@@ -222,6 +222,8 @@ static enum status update(struct learner *l, double rate, double norm, int64_t *
                          .gradient_scale = norm > s->clip ? (float)(s->clip / norm) : 1,
                          .step = l->step + 1};
   struct tile_logits *t = &l->tiles;
+  /* a checkpoint may still be on its way from what changes now (learn/background.h) */
+  if (l->ops->await_aside) l->ops->await_aside();
   if (learn_uses_tiles(s)) adamw_step(&a, t->count, t->gradient, t->logit, t->moment1, t->moment2);
   *flips = 0;
   if (!learn_uses_groups(s)) return STATUS_OK;

@@ -66,39 +66,24 @@ void moments_add(struct moments *m, const float *x, int64_t tokens) {
 }
 
 void moments_norms(const struct moments *m, float *out) {
-  for (int64_t c = 0; c < m->cols; c++) {
-    const double sum = m->products ? (double)m->products[c * m->cols + c] : m->squares[c];
-    out[c] = (float)sqrt(sum / (double)(m->tokens ? m->tokens : 1));
-  }
+  for (int64_t c = 0; c < m->cols; c++)
+    out[c] = (float)sqrt(moments_square(m, c) / (double)(m->tokens ? m->tokens : 1));
 }
 
-/* Mean of the diagonal of H, ones for dead features; NaN or infinite when an input was. */
+/* The diagonal of H before anything is added: 1 for dead features. */
+static double diagonal(const struct moments *m, double scale, int64_t c) {
+  return moments_dead(m, c) ? 1.0 : scale * moments_square(m, c);
+}
+
+/* NaN or infinite when an input was. */
 static double mean_diagonal(const struct moments *m, double scale) {
   double sum = 0;
-  for (int64_t c = 0; c < m->cols; c++)
-    sum += moments_dead(m, c) ? 1.0 : scale * (double)m->products[c * m->cols + c];
+  for (int64_t c = 0; c < m->cols; c++) sum += diagonal(m, scale, c);
   return sum / (double)m->cols;
 }
 
-static void fill_hessian(const struct moments *m, double scale, double added, float *h) {
-  const int64_t n = m->cols;
-  for (int64_t r = 0; r < n; r++) {
-    for (int64_t c = 0; c <= r; c++) h[r * n + c] = (float)(scale * m->products[r * n + c]);
-    h[r * n + r] = (float)((moments_dead(m, r) ? 1.0 : scale * m->products[r * n + r]) + added);
-  }
-}
-
-static void fill_diagonal(const struct moments *m, double scale, double added, float *u) {
-  const int64_t n = m->cols;
-  memset(u, 0, (size_t)(n * n) * sizeof *u);
-  for (int64_t i = 0; i < n; i++) {
-    const double h = moments_dead(m, i) ? 1.0 : scale * m->products[i * n + i];
-    u[i * n + i] = (float)(1 / sqrt(h + added));
-  }
-}
-
-enum status moments_factor(const struct moments *m, double damping, float *u,
-                           struct factor_report *report, struct error *err) {
+enum status moments_damp(const struct moments *m, double damping, const struct factor_way *way,
+                         struct factor_report *report, struct error *err) {
   const double scale = 2.0 / (double)(m->tokens ? m->tokens : 1);
   const double mean = mean_diagonal(m, scale);
   if (!isfinite(mean))
@@ -106,17 +91,61 @@ enum status moments_factor(const struct moments *m, double damping, float *u,
                      "calibration activations are not finite; the model or its weights are broken");
   *report = (struct factor_report){.damping = damping};
   for (;; report->retries++) {
-    struct error reason = {0};
-    fill_hessian(m, scale, report->damping * mean, u);
-    if (cholesky_inverse_upper(u, m->cols, &reason)) return STATUS_OK;
-    if (reason.status == STATUS_FAILED) {
-      if (err) *err = reason;
-      return STATUS_FAILED;
-    }
+    bool positive = true;
+    enum status status = way->factor(way->ctx, scale, report->damping * mean, &positive, err);
+    if (status != STATUS_OK || positive) return status;
     if (report->damping > 100) break;
     report->damping = report->damping > 0 ? 10 * report->damping : 1e-4;
   }
   report->diagonal_only = true;
-  fill_diagonal(m, scale, damping * mean, u);
+  return way->diagonal(way->ctx, scale, damping * mean, err);
+}
+
+void moments_fill_diagonal(const struct moments *m, double scale, double added, float *u) {
+  for (int64_t i = 0; i < m->cols; i++) u[i] = (float)(1 / sqrt(diagonal(m, scale, i) + added));
+}
+
+/* --- the factor on the host --- */
+
+struct host_factor {
+  const struct moments *m;
+  float *u;
+};
+
+static void fill_hessian(const struct moments *m, double scale, double added, float *h) {
+  const int64_t n = m->cols;
+  for (int64_t r = 0; r < n; r++) {
+    for (int64_t c = 0; c <= r; c++) h[r * n + c] = (float)(scale * m->products[r * n + c]);
+    h[r * n + r] = (float)(diagonal(m, scale, r) + added);
+  }
+}
+
+static enum status factor_here(void *ctx, double scale, double added, bool *positive,
+                               struct error *err) {
+  const struct host_factor *f = ctx;
+  struct error reason = {0};
+  fill_hessian(f->m, scale, added, f->u);
+  *positive = cholesky_inverse_upper(f->u, f->m->cols, &reason);
+  if (reason.status != STATUS_FAILED) return STATUS_OK;
+  if (err) *err = reason;
+  return STATUS_FAILED;
+}
+
+static enum status diagonal_here(void *ctx, double scale, double added, struct error *err) {
+  const struct host_factor *f = ctx;
+  const int64_t n = f->m->cols;
+  float *diagonal_of_u = mem_alloc((size_t)n, sizeof *diagonal_of_u, err);
+  if (!diagonal_of_u) return STATUS_FAILED;
+  moments_fill_diagonal(f->m, scale, added, diagonal_of_u);
+  memset(f->u, 0, (size_t)(n * n) * sizeof *f->u);
+  for (int64_t i = 0; i < n; i++) f->u[i * n + i] = diagonal_of_u[i];
+  mem_free(diagonal_of_u);
   return STATUS_OK;
+}
+
+enum status moments_factor(const struct moments *m, double damping, float *u,
+                           struct factor_report *report, struct error *err) {
+  struct host_factor here = {m, u};
+  const struct factor_way way = {&here, factor_here, diagonal_here};
+  return moments_damp(m, damping, &way, report, err);
 }

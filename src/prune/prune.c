@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "prune/describe.h"
 #include "prune/far.h"
+#include "prune/far_sparsegpt.h"
 #include "prune/gradients.h"
 #include "prune/inputs.h"
 #include "prune/scored.h"
@@ -39,7 +40,8 @@ struct pass {
   int64_t batch;            /* windows at a time */
   struct model_workspace *workspace;
   struct moments moments[BLOCK_INPUTS];
-  float *factor;              /* (n, n) for the widest input, SparseGPT only */
+  float *factor;              /* (n, n) for the widest input, SparseGPT on the CPU only */
+  struct far_sparsegpt card;  /* elsewhere */
   float *norms;               /* (n) */
   float *weights[SITE_ROLES]; /* pruned, (rows, cols); NULL when a linear stays dense */
   struct linear_weight pruned[SITE_ROLES]; /* the same in the backend's memory */
@@ -131,7 +133,10 @@ static enum status prune_weights(struct pass *p, const struct prune_rule *rule,
   for (int64_t c = 0; c < cols; c++)
     if (moments_dead(m, c))
       for (int64_t r = 0; r < rows; r++) w[r * cols + c] = 0;
-  return prune_sparsegpt(rule, site->name, w, rows, cols, p->factor, p->settings->block, mask, err);
+  const int64_t block = p->settings->block;
+  if (p->card.ops)
+    return far_sparsegpt_prune(&p->card, rule, site->name, w, rows, cols, block, mask, err);
+  return prune_sparsegpt(rule, site->name, w, rows, cols, p->factor, block, mask, err);
 }
 
 static enum status add_unstructured(struct pass *p, const struct linear_site *site, float *w,
@@ -203,7 +208,10 @@ static enum status factor_input(struct pass *p, int layer, enum block_input inpu
   const struct moments *m = &p->moments[input];
   const char *name = block_site(p, layer, input_leader[input])->name;
   struct factor_report report;
-  enum status status = moments_factor(m, p->settings->damping, p->factor, &report, err);
+  const double damping = p->settings->damping;
+  enum status status =
+      p->card.ops ? far_sparsegpt_factor(&p->card, &p->far[input], m, damping, &report, err)
+                  : moments_factor(m, damping, p->factor, &report, err);
   if (status) {
     error_prefix(err, "%s", name);
     return status;
@@ -272,6 +280,7 @@ static enum status prune_block(struct pass *p, int layer, struct error *err) {
 static enum status pass_alloc(struct pass *p, struct error *err) {
   const struct model_config *config = model_config(p->model);
   const struct calibration *c = p->calibration;
+  const bool sparsegpt = p->settings->method == PRUNE_SPARSEGPT;
   int64_t widest = 0;
   p->batch = BATCH_TOKENS / c->length;
   if (p->batch < 1) p->batch = 1;
@@ -279,10 +288,8 @@ static enum status pass_alloc(struct pass *p, struct error *err) {
   for (int i = 0; i < BLOCK_INPUTS; i++) {
     const int64_t cols = linear_cols(&block_site(p, 0, input_leader[i])->weight);
     if (cols > widest) widest = cols;
-    enum status status =
-        moments_init(&p->moments[i], cols, p->settings->method == PRUNE_SPARSEGPT, err);
-    if (!status)
-      status = far_moments_init(&p->far[i], p->ops, &p->moments[i], p->batch * c->length, err);
+    enum status status = far_moments_init(&p->far[i], p->ops, &p->moments[i], cols, sparsegpt,
+                                          p->batch * c->length, err);
     if (status) return status;
   }
   const size_t width = (size_t)config->hidden_size, length = (size_t)c->length;
@@ -292,9 +299,12 @@ static enum status pass_alloc(struct pass *p, struct error *err) {
   if (status) return status;
   p->norms = mem_alloc((size_t)widest, sizeof(float), err);
   if (!p->norms) return STATUS_FAILED;
-  if (p->settings->method == PRUNE_SPARSEGPT) {
+  if (sparsegpt && p->ops->is_host) {
     p->factor = mem_alloc((size_t)widest * (size_t)widest, sizeof(float), err);
     if (!p->factor) return STATUS_FAILED;
+  } else if (sparsegpt) {
+    status = far_sparsegpt_init(&p->card, p->ops, widest, err);
+    if (status) return status;
   }
   p->runs = p->model;
   if (!p->ops->is_host) {
@@ -314,6 +324,7 @@ static void pass_free(struct pass *p) {
   p->ops->free(p->scratch);
   mem_free(p->norms);
   mem_free(p->factor);
+  far_sparsegpt_free(&p->card);
   model_workspace_free(p->workspace);
   model_close(p->placed);
 }

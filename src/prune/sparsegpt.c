@@ -58,10 +58,14 @@ static void choose_group(struct sparsegpt_job *job, int64_t row, int64_t col, in
     for (int i = 0; i < width; i++) kept[i] = true;
 }
 
-/* Columns that are decided about together. */
-static int group_length(const struct prune_rule *rule) {
+int64_t sparsegpt_group(const struct prune_rule *rule) {
   if (rule_is_pairs(rule)) return 4;
   return rule->pattern == PRUNE_UNSTRUCTURED ? 1 : rule->of;
+}
+
+int64_t sparsegpt_block(const struct prune_rule *rule, int64_t block) {
+  const int64_t group = sparsegpt_group(rule);
+  return block < group ? group : block / group * group;
 }
 
 static void choose(struct sparsegpt_job *job, int64_t row, int64_t col, int width, bool *kept) {
@@ -90,7 +94,7 @@ static void drop_weight(struct sparsegpt_job *job, int64_t row, int64_t col) {
 
 static void prune_row(struct sparsegpt_job *job, int64_t row) {
   const int64_t end = job->begin + job->width;
-  const int group = group_length(job->rule);
+  const int64_t group = sparsegpt_group(job->rule);
   for (int64_t i = 0; i < job->width; i++) job->errors[row * job->width + i] = 0;
   for (int64_t col = job->begin; col < end; col += group) {
     bool kept[SPARSE_GROUP_MAX] = {false};
@@ -114,19 +118,19 @@ static void score_rows(void *ctx, int64_t row, int worker) {
         saliency(job, job->w + row * job->mask->cols, job->begin + i);
 }
 
-/* Unstructured: the smallest scores of the block over all rows go. */
-static void cut_block(struct sparsegpt_job *job) {
-  struct mask_matrix *m = job->mask;
-  const int64_t count = m->rows * job->width;
-  parallel_for(m->rows, score_rows, job);
-  const int64_t drop =
-      select_share(job->rule->sparsity, m->rows * job->begin, m->rows * (job->begin + job->width));
-  const struct select_cut cut = select_smallest(job->scores, count, drop);
+void sparsegpt_cut(const struct prune_rule *rule, const float *scores, int64_t begin, int64_t width,
+                   struct mask_matrix *m) {
+  const int64_t drop = select_share(rule->sparsity, m->rows * begin, m->rows * (begin + width));
+  const struct select_cut cut = select_smallest(scores, m->rows * width, drop);
   int64_t ties = cut.ties;
   for (int64_t r = 0; r < m->rows; r++)
-    for (int64_t i = 0; i < job->width; i++)
-      mask_set_bit(m, r, job->begin + i,
-                   !select_drops(&cut, job->scores[r * job->width + i], &ties));
+    for (int64_t i = 0; i < width; i++)
+      mask_set_bit(m, r, begin + i, !select_drops(&cut, scores[r * width + i], &ties));
+}
+
+static void cut_block(struct sparsegpt_job *job) {
+  parallel_for(job->mask->rows, score_rows, job);
+  sparsegpt_cut(job->rule, job->scores, job->begin, job->width, job->mask);
 }
 
 static void prune_block(struct sparsegpt_job *job) {
@@ -159,8 +163,7 @@ enum status prune_sparsegpt(const struct prune_rule *rule, const char *name, flo
   struct sparsegpt_job job = {.rule = rule, .w = w, .u = u, .mask = out};
   enum status status = rule_mask_init(rule, name, rows, cols, out, err);
   if (status) return status;
-  const int64_t group = group_length(rule);
-  block = block < group ? group : block / group * group;
+  block = sparsegpt_block(rule, block);
   status = job_alloc(&job, block, err);
   if (status) goto out;
   for (job.begin = 0; job.begin < cols; job.begin += block) {

@@ -19,4 +19,14 @@ enum status prune_sparsegpt(const struct prune_rule *rule, const char *name, flo
                             int64_t cols, const float *u, int64_t block, struct mask_matrix *out,
                             struct error *err);
 
+/* --- what the walk on a card shares (prune/far_sparsegpt.h) --- */
+
+int64_t sparsegpt_group(
+    const struct prune_rule *rule); /* columns that are decided about together */
+int64_t sparsegpt_block(const struct prune_rule *rule, int64_t block); /* rounded, as said above */
+/* Unstructured: sets the bits of columns begin .. begin + width from their scores (rows, width):
+ * the smallest of the block over all rows go. */
+void sparsegpt_cut(const struct prune_rule *rule, const float *scores, int64_t begin, int64_t width,
+                   struct mask_matrix *mask);
+
 #endif

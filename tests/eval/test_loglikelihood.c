@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "base/parallel.h"
+#include "support/cuda_emulated.h"
 #include "support/support.h"
 
 static struct error err;
@@ -82,9 +83,11 @@ static double score_alone(const struct model *model, const struct scored_text *t
   return sum;
 }
 
-static void check_scores(struct fixture *f, const char *name, int64_t pass_tokens) {
-  must(loglikelihood_run(f->model, PRECISION_FP32, f->groups, GROUPS, pass_tokens, &err), err);
-  for (int g = 0; g < GROUPS; g++)
+/* Of f->model, run as `model`: itself or a copy elsewhere. */
+static void check_scores(struct fixture *f, const struct model *model, const char *name, int groups,
+                         int64_t pass_tokens) {
+  must(loglikelihood_run(model, PRECISION_FP32, f->groups, groups, pass_tokens, &err), err);
+  for (int g = 0; g < groups; g++)
     for (int t = 0; t < f->groups[g].count; t++) {
       bool greedy;
       const struct scored_text *text = &f->texts[g][t];
@@ -100,11 +103,24 @@ static void scores_do_not_depend_on_packing(void **state) {
   for (int i = 0; i < 3; i++) {
     struct fixture f;
     open_fixture(&f, names[i]);
-    check_scores(&f, names[i], 1); /* one group a pass */
-    check_scores(&f, names[i], 90);
-    check_scores(&f, names[i], 0);
+    check_scores(&f, f.model, names[i], GROUPS, 1); /* one group a pass */
+    check_scores(&f, f.model, names[i], GROUPS, 90);
+    check_scores(&f, f.model, names[i], GROUPS, 0);
     close_fixture(&f);
   }
+}
+
+static void scores_on_a_card_are_the_cpus(void **state) {
+  struct fixture f;
+  struct model *placed;
+  const struct backend *card = emulated_open(32 << 20);
+  open_fixture(&f, "gemma3");
+  must(model_place(&placed, f.model, card, &err), err);
+  check_scores(&f, placed, "gemma3 on a card", 5, 100); /* several passes, groups that share one */
+  assert_true(emulated_card.launches[LEARN_loss_rows] > 1);
+  model_close(placed);
+  close_fixture(&f);
+  emulated_close();
 }
 
 /* A text whose continuation is what the model would say. */
@@ -263,6 +279,7 @@ static void keeps_the_last_tokens(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(scores_do_not_depend_on_packing),
+      cmocka_unit_test(scores_on_a_card_are_the_cpus),
       cmocka_unit_test(knows_what_is_greedy),
       cmocka_unit_test(same_bits_at_any_thread_count),
       cmocka_unit_test(refuses_foreign_tokens),

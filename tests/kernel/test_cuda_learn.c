@@ -269,6 +269,14 @@ static void extreme_logits_match(void **state) {
   check_floats("nll", nll, 1e-6);
   check_floats("kl", kl, 1e-6);
   check_bytes("agreement", agree);
+  for (int32_t first = 0; first < 2; first++) { /* targets that are the likeliest, and are not */
+    const int32_t likely[] = {first, 1 + 2 * first, 0};
+    EACH_SIDE b->score_targets(AT(x), likely, ROWS, VOCAB, AT(nll), AT(agree));
+    const uint8_t wanted[] = {!first, !first, 1}, *found = agree->at[CPU];
+    check_floats("scores", nll, 1e-6);
+    check_bytes("likeliest", agree);
+    assert_memory_equal(found, wanted, ROWS);
+  }
   close_card();
 }
 

@@ -66,6 +66,27 @@ static enum status card_move(void *to, const void *from, size_t bytes) {
   emulated_reach(false);
   return STATUS_OK;
 }
+
+/* Copies beside the work, which happen as late as they may. */
+struct pending {
+  void *to;
+  const void *from;
+  size_t bytes;
+};
+enum { ASIDES_MAX = 512 };
+static struct pending asides[ASIDES_MAX];
+static int aside_count;
+static bool asides_awaited; /* with late_aside: the next download finds them, too late */
+
+static void finish(struct pending *p) {
+  if (p->bytes) card_move(p->to, p->from, p->bytes);
+  p->bytes = 0;
+}
+static void finish_asides(void) {
+  for (int i = 0; i < aside_count; i++) finish(&asides[i]);
+  aside_count = 0;
+}
+
 enum status emulated_upload(void *ctx, void *to, const void *from, size_t bytes,
                             struct error *err) {
   (void)ctx, (void)err;
@@ -75,6 +96,7 @@ static enum status card_download(void *ctx, void *to, const void *from, size_t b
                                  struct error *err) {
   (void)ctx, (void)err;
   emulated_card.downloads++;
+  if (emulated_card.late_aside && asides_awaited) finish_asides();
   return card_move(to, from, bytes);
 }
 static enum status card_clear(void *ctx, void *memory, size_t bytes, struct error *err) {
@@ -115,31 +137,24 @@ static enum status card_launch(void *ctx, enum learn_kernel kernel, uint32_t blo
 static enum status card_multiply(void *ctx, const struct dense_product *p, struct error *err) {
   (void)ctx, (void)err;
   const enum dtype dtype = p->bf16 ? DTYPE_BF16 : DTYPE_F32;
-  const struct gemm_operand a = {p->a, dtype, p->a_transposed ? p->m : p->k, p->a_transposed};
-  const struct gemm_operand b = {p->b, dtype, p->b_transposed ? p->k : p->n, p->b_transposed};
+  const struct gemm_operand a = {p->a, dtype, product_a_stride(p), p->a_transposed};
+  const struct gemm_operand b = {p->b, dtype, product_b_stride(p), p->b_transposed};
   emulated_reach(true);
-  gemm(p->m, p->n, p->k, 1, a, b, p->accumulate ? 1 : 0, p->c, p->n);
+  gemm(p->m, p->n, p->k, p->negative ? -1 : 1, a, b, p->accumulate ? 1 : 0, p->c,
+       product_c_stride(p));
   emulated_reach(false);
   emulated_card.products++;
   return STATUS_OK;
 }
 
-/* --- beside the work: copies happen as late as they may --- */
+/* --- beside the work --- */
 
-struct pending {
-  void *to;
-  const void *from;
-  size_t bytes;
-};
 static struct { struct pending fetched[BACKEND_BUFFERS], put[BACKEND_BUFFERS]; } lanes;
 
-static void finish(struct pending *p) {
-  if (p->bytes) card_move(p->to, p->from, p->bytes);
-  p->bytes = 0;
-}
-
 static enum status card_alloc_host(void *ctx, size_t bytes, void **out, struct error *err) {
-  (void)ctx, (void)err;
+  (void)ctx;
+  if (emulated_card.no_pinned)
+    return error_set(err, STATUS_FAILED, "the host has no %zu bytes to pin", bytes);
   *out = calloc(bytes + 1, 1);
   card.live++;
   return STATUS_OK;
@@ -175,8 +190,24 @@ static enum status card_put(void *ctx, int buffer, void *to, const void *from, s
   lanes.put[buffer] = (struct pending){to, from, bytes};
   return STATUS_OK;
 }
+static enum status card_copy_aside(void *ctx, void *to, const void *from, size_t bytes,
+                                   struct error *err) {
+  (void)ctx, (void)err;
+  assert_true(aside_count < ASIDES_MAX);
+  asides_awaited = false;
+  asides[aside_count++] = (struct pending){to, from, bytes};
+  emulated_card.asides++;
+  return STATUS_OK;
+}
+static enum status card_await_aside(void *ctx, struct error *err) {
+  (void)ctx, (void)err;
+  asides_awaited = true;
+  if (!emulated_card.late_aside) finish_asides();
+  return STATUS_OK;
+}
 static enum status card_wait(void *ctx, struct error *err) {
   (void)ctx, (void)err;
+  finish_asides();
   for (int i = 0; i < BACKEND_BUFFERS; i++) {
     finish(&lanes.put[i]);
     finish(&lanes.fetched[i]);
@@ -256,6 +287,8 @@ const struct backend *emulated_open(size_t memory_bytes) {
                                                .fetch = card_fetch,
                                                .arrive = card_arrive,
                                                .put = card_put,
+                                               .copy_aside = card_copy_aside,
+                                               .await_aside = card_await_aside,
                                                .graph_make = card_graph_make,
                                                .graph_run = card_graph_run,
                                                .graph_free = card_graph_free};
@@ -264,6 +297,7 @@ const struct backend *emulated_open(size_t memory_bytes) {
   emulated_card = (struct emulated_card){.block_shared_bytes = 99 << 10};
   runtime = template;
   memset(&lanes, 0, sizeof lanes);
+  aside_count = 0;
   runtime.serve = emulated_serve();
   runtime.block_shared_bytes = emulated_card.block_shared_bytes;
   card.bytes = (memory_bytes + 4095) / 4096 * 4096;

@@ -22,8 +22,10 @@ struct emulated_card {
   size_t live_bytes;           /* taken and not given back */
   bool lose_changes;           /* graphs keep their old arguments: a mistake that tests must see */
   bool late_fetch;             /* arrive does not wait: another */
+  bool no_pinned;              /* there is no memory that copies can go to */
+  bool late_aside;             /* await_aside does not wait: another */
   uint64_t serves[SERVE_KERNEL_COUNT], packed_products, dense_products, timings, recorded_launches;
-  uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, puts, bank_conflicts;
+  uint64_t launches[LEARN_KERNEL_COUNT], products, downloads, puts, bank_conflicts, asides;
 };
 extern struct emulated_card emulated_card;
 /* What the library's dense product takes of what its bytes would, in the timings of kernels: stays

@@ -115,6 +115,19 @@ static void put(int buffer, void *to, const void *from, size_t bytes) {
   column_note(rt->put(rt->ctx, buffer, to, from, bytes, &err), &err);
 }
 
+static void copy_aside(void *to, const void *from, size_t bytes) {
+  struct error err = {0};
+  const struct cuda_runtime *rt = cuda_column.runtime;
+  column_note(rt->copy_aside(rt->ctx, to, from, bytes, &err), &err);
+  cuda_column.aside = true;
+}
+static void await_aside(void) {
+  struct error err = {0};
+  if (!cuda_column.aside) return;
+  cuda_column.aside = false;
+  column_note(cuda_column.runtime->await_aside(cuda_column.runtime->ctx, &err), &err);
+}
+
 static enum status record(bool on, struct error *err) {
   struct cuda_column *c = &cuda_column;
   enum status status = STATUS_OK;
@@ -150,7 +163,7 @@ static const void *operand(enum column_scratch which, const void *from, enum dty
   return args.to;
 }
 
-static void multiply(struct dense_product p) {
+void column_multiply(struct dense_product p) {
   const struct cuda_runtime *rt = cuda_column.runtime;
   struct error err = {0};
   if (!p.a || !p.b || cuda_column.first.status != STATUS_OK || p.m <= 0) return;
@@ -162,7 +175,7 @@ static void forward(const struct linear_weight *w, const float *bias, const floa
   const int64_t rows = w->dense.rows, cols = w->dense.cols;
   const bool bf16 = precision == PRECISION_BF16;
   INVARIANT(!w->hybrid && !w->strips && !w->quant && !w->integers);
-  multiply((struct dense_product){
+  column_multiply((struct dense_product){
       .m = tokens,
       .n = rows,
       .k = cols,
@@ -185,7 +198,7 @@ static void backward_input(const struct linear_weight *w, const float *dy, int64
   const int64_t rows = w->dense.rows, cols = w->dense.cols;
   const bool bf16 = precision == PRECISION_BF16;
   INVARIANT(!w->hybrid && !w->strips && !w->quant && !w->integers);
-  multiply((struct dense_product){
+  column_multiply((struct dense_product){
       .m = tokens,
       .n = cols,
       .k = rows,
@@ -199,7 +212,7 @@ static void backward_input(const struct linear_weight *w, const float *dy, int64
 static void backward_weight(const float *dy, const float *x, int64_t tokens, int64_t rows,
                             int64_t cols, enum precision precision, float *dw, bool accumulate) {
   const bool bf16 = precision == PRECISION_BF16;
-  multiply(
+  column_multiply(
       (struct dense_product){.m = rows,
                              .n = cols,
                              .k = tokens,
@@ -325,6 +338,16 @@ static void entropy(const float *logits, const int32_t *targets, int64_t rows, i
          targets);
 }
 
+static void score(const float *logits, const int32_t *targets, int64_t rows, int64_t vocab,
+                  float *nll, uint8_t *likeliest) {
+  losses((struct loss_args){.logits = logits,
+                            .nll = nll,
+                            .agree = likeliest,
+                            .rows = (uint32_t)rows,
+                            .vocab = (uint32_t)vocab},
+         targets);
+}
+
 static void divergence(const float *reference, const float *model, int64_t rows, int64_t vocab,
                        float *kl, uint8_t *agree) {
   losses((struct loss_args){.logits = model,
@@ -370,6 +393,8 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
       .fetch = fetch,
       .arrive = arrive,
       .put = put,
+      .copy_aside = copy_aside,
+      .await_aside = await_aside,
       .record = record,
       .linear_forward = forward,
       .linear_backward_input = backward_input,
@@ -386,6 +411,7 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
       .attention_forward = column_attention_forward,
       .attention_backward = column_attention_backward,
       .cross_entropy = entropy,
+      .score_targets = score,
       .softmax_kl = divergence,
       .distill_loss = distill,
       .mask_sample = column_mask_sample,
@@ -398,6 +424,7 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
   };
   INVARIANT(!cuda_column.runtime);
   cuda_column = (struct cuda_column){.runtime = runtime};
+  column.sparsegpt = &column_sparsegpt_ops;
   column.serve = runtime->serve ? column_serve_ops() : NULL;
   return &column;
 }

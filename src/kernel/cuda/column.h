@@ -14,15 +14,26 @@
  * (512 MiB), and cuBLASLt's workspace. */
 enum { CUDA_LOGIT_ELEMENTS = 1 << 27, CUDA_WORKSPACE_BYTES = 32 << 20 };
 
-/* C (m, n) = or += op(A) (m, k) op(B) (k, n), all row-major without gaps; op transposes what is
- * stored as (k, m), or (n, k). C is fp32, sums are fp32. */
+/* C (m, n) = or += (or -=) op(A) (m, k) op(B) (k, n), all row-major; op transposes what is stored
+ * as (k, m), or (n, k). C is fp32, sums are fp32. */
 struct dense_product {
   int64_t m, n, k;
   const void *a, *b;
   bool a_transposed, b_transposed, accumulate;
-  bool bf16; /* both operands; else fp32 */
+  bool bf16;     /* both operands; else fp32 */
+  bool negative; /* the product is subtracted, or C = -op(A) op(B) */
   float *c;
+  int64_t a_stride, b_stride, c_stride; /* elements from row to row as stored; 0: no gaps */
 };
+static inline int64_t product_a_stride(const struct dense_product *p) {
+  return p->a_stride ? p->a_stride : p->a_transposed ? p->m : p->k;
+}
+static inline int64_t product_b_stride(const struct dense_product *p) {
+  return p->b_stride ? p->b_stride : p->b_transposed ? p->k : p->n;
+}
+static inline int64_t product_c_stride(const struct dense_product *p) {
+  return p->c_stride ? p->c_stride : p->n;
+}
 
 struct serve_runtime; /* column_serve.h */
 
@@ -49,6 +60,8 @@ struct cuda_runtime {
   enum status (*arrive)(void *ctx, int buffer, struct error *err);
   enum status (*put)(void *ctx, int buffer, void *to, const void *from, size_t bytes,
                      struct error *err);
+  enum status (*copy_aside)(void *ctx, void *to, const void *from, size_t bytes, struct error *err);
+  enum status (*await_aside)(void *ctx, struct error *err);
   /* record.h. A graph of operations, which upload from `staged` bytes of its own; run takes new
    * arguments of the operations that are marked as changed, and what is to be uploaded. */
   enum status (*graph_make)(void *ctx, const struct record_operation *operations, int count,

@@ -11,6 +11,7 @@ enum column_scratch {
   COLUMN_PARTS,    /* sums of blocks */
   COLUMN_COUNTERS, /* of blocks that have arrived; zero between launches */
   COLUMN_DELTA,    /* of attention's backward pass */
+  COLUMN_FACTOR,   /* inverted blocks on a diagonal, and a strip of a matrix */
   COLUMN_SCRATCHES
 };
 struct column_room {
@@ -22,6 +23,7 @@ struct cuda_column {
   const struct cuda_runtime *runtime; /* NULL: not open */
   const struct cuda_runtime *plain;   /* under a recording runtime; else NULL */
   struct error first;                 /* of what was queued */
+  bool aside;                         /* something was copied aside and not waited for */
   struct column_room scratch[COLUMN_SCRATCHES];
 };
 extern struct cuda_column cuda_column;
@@ -39,8 +41,12 @@ void column_launch(enum learn_kernel kernel, uint32_t blocks, uint32_t threads,
 uint32_t column_blocks(uint64_t items, uint32_t per_block);
 uint32_t column_element(enum dtype dtype);
 
+void column_multiply(struct dense_product p);
+
 /* column_serve.c */
 const struct serve_ops *column_serve_ops(void);
+/* column_prune.c */
+extern const struct sparsegpt_ops column_sparsegpt_ops;
 
 /* --- column_attention.c, column_mask.c: as in kernel/backend.h --- */
 

@@ -14,6 +14,7 @@ static struct {
   cudaEvent_t arrived[BACKEND_BUFFERS]; /* on the way up */
   cudaEvent_t left[BACKEND_BUFFERS];    /* on the way down */
   cudaEvent_t ready;                    /* of the work that a put waits for */
+  cudaEvent_t aside;                    /* of what is copied aside, on the way down */
 } lanes;
 
 static enum status check(cudaError_t code, const char *what, struct error *err) {
@@ -63,17 +64,30 @@ static enum status arrive(void *ctx, int buffer, struct error *err) {
                err);
 }
 
-static enum status put(void *ctx, int buffer, void *to, const void *from, size_t bytes,
-                       struct error *err) {
+/* To the host once what was queued is done; `event` is recorded when it is there. */
+static enum status bring_down(void *ctx, void *to, const void *from, size_t bytes,
+                              cudaEvent_t event, struct error *err) {
   enum status status = check(cudaEventRecord(lanes.ready, gpu_stream(ctx)), "mark its work", err);
   if (status == STATUS_OK)
     status = check(cudaStreamWaitEvent(lanes.down, lanes.ready, 0), "wait for its work", err);
   if (status == STATUS_OK)
     status = check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, lanes.down),
                    "bring data to the host", err);
-  if (status == STATUS_OK)
-    status = check(cudaEventRecord(lanes.left[buffer], lanes.down), "mark a copy", err);
+  if (status == STATUS_OK) status = check(cudaEventRecord(event, lanes.down), "mark a copy", err);
   return status;
+}
+
+static enum status put(void *ctx, int buffer, void *to, const void *from, size_t bytes,
+                       struct error *err) {
+  return bring_down(ctx, to, from, bytes, lanes.left[buffer], err);
+}
+static enum status copy_aside(void *ctx, void *to, const void *from, size_t bytes,
+                              struct error *err) {
+  return bring_down(ctx, to, from, bytes, lanes.aside, err);
+}
+/* An event that was never recorded is not waited for. */
+static enum status await_aside(void *ctx, struct error *err) {
+  return check(cudaStreamWaitEvent(gpu_stream(ctx), lanes.aside, 0), "wait for a copy", err);
 }
 
 enum status gpu_lanes_wait(struct error *err) {
@@ -215,6 +229,8 @@ enum status gpu_lanes_open(struct gpu *gpu, struct cuda_runtime *runtime, struct
   runtime->fetch = fetch;
   runtime->arrive = arrive;
   runtime->put = put;
+  runtime->copy_aside = copy_aside;
+  runtime->await_aside = await_aside;
   runtime->graph_make = graph_make;
   runtime->graph_run = graph_run;
   runtime->graph_free = graph_free;
@@ -223,12 +239,12 @@ enum status gpu_lanes_open(struct gpu *gpu, struct cuda_runtime *runtime, struct
   if (status == STATUS_OK)
     status =
         check(cudaStreamCreateWithFlags(&lanes.down, cudaStreamNonBlocking), "make a stream", err);
-  cudaEvent_t *events[2 * BACKEND_BUFFERS + 1] = {&lanes.ready};
+  cudaEvent_t *events[2 * BACKEND_BUFFERS + 2] = {&lanes.ready, &lanes.aside};
   for (int i = 0; i < BACKEND_BUFFERS; i++) {
-    events[1 + 2 * i] = &lanes.arrived[i];
-    events[2 + 2 * i] = &lanes.left[i];
+    events[2 + 2 * i] = &lanes.arrived[i];
+    events[3 + 2 * i] = &lanes.left[i];
   }
-  for (int i = 0; i < 2 * BACKEND_BUFFERS + 1 && status == STATUS_OK; i++)
+  for (int i = 0; i < 2 * BACKEND_BUFFERS + 2 && status == STATUS_OK; i++)
     status =
         check(cudaEventCreateWithFlags(events[i], cudaEventDisableTiming), "make an event", err);
   return status;
@@ -239,6 +255,7 @@ void gpu_lanes_close(void) {
   if (lanes.up) cudaStreamDestroy(lanes.up);
   if (lanes.down) cudaStreamDestroy(lanes.down);
   if (lanes.ready) cudaEventDestroy(lanes.ready);
+  if (lanes.aside) cudaEventDestroy(lanes.aside);
   for (int i = 0; i < BACKEND_BUFFERS; i++) {
     if (lanes.arrived[i]) cudaEventDestroy(lanes.arrived[i]);
     if (lanes.left[i]) cudaEventDestroy(lanes.left[i]);

@@ -19,7 +19,7 @@ enum { ALIGNMENT_MAX = 256 };
 
 /* What an algorithm depends on. */
 struct product_key {
-  int64_t m, n, k;
+  int64_t m, n, k, stride[3]; /* of a, b, c */
   uint32_t transposed, bf16, accumulate;
   uint32_t alignment[3]; /* of a, b, c in bytes */
 };
@@ -122,6 +122,9 @@ static struct product_key key_of(const struct dense_product *p) {
   key.m = p->m;
   key.n = p->n;
   key.k = p->k;
+  key.stride[0] = product_a_stride(p);
+  key.stride[1] = product_b_stride(p);
+  key.stride[2] = product_c_stride(p);
   key.transposed = (p->a_transposed ? 1u : 0u) | (p->b_transposed ? 2u : 0u);
   key.bf16 = p->bf16;
   key.accumulate = p->accumulate;
@@ -132,8 +135,8 @@ static struct product_key key_of(const struct dense_product *p) {
 }
 
 static enum status make_layout(cublasLtMatrixLayout_t *out, cudaDataType_t type, int64_t rows,
-                               int64_t cols, struct error *err) {
-  return check_blas(cublasLtMatrixLayoutCreate(out, type, (uint64_t)rows, (uint64_t)cols, rows),
+                               int64_t cols, int64_t stride, struct error *err) {
+  return check_blas(cublasLtMatrixLayoutCreate(out, type, (uint64_t)rows, (uint64_t)cols, stride),
                     "describe a matrix", err);
 }
 
@@ -158,11 +161,12 @@ static enum status describe(struct product_choice *c, struct error *err) {
                         "describe a product", err);
   if (status == STATUS_OK)
     status = make_layout(&c->b, type, b_transposed ? key->k : key->n,
-                         b_transposed ? key->n : key->k, err);
+                         b_transposed ? key->n : key->k, key->stride[1], err);
   if (status == STATUS_OK)
     status = make_layout(&c->a, type, a_transposed ? key->m : key->k,
-                         a_transposed ? key->k : key->m, err);
-  return status == STATUS_OK ? make_layout(&c->c, CUDA_R_32F, key->n, key->m, err) : status;
+                         a_transposed ? key->k : key->m, key->stride[0], err);
+  return status == STATUS_OK ? make_layout(&c->c, CUDA_R_32F, key->n, key->m, key->stride[2], err)
+                             : status;
 }
 
 static enum status ask(struct product_choice *c, struct error *err) {
@@ -225,10 +229,10 @@ static enum status choose(const struct dense_product *p, const struct product_ch
 
 static enum status card_multiply(void *ctx, const struct dense_product *p, struct error *err) {
   const struct product_choice *c;
-  const float one = 1, beta = p->accumulate ? 1 : 0;
+  const float alpha = p->negative ? -1 : 1, beta = p->accumulate ? 1 : 0;
   enum status status = choose(p, &c, err);
   if (status != STATUS_OK) return status;
-  return check_blas(cublasLtMatmul(card.handle, c->operation, &one, p->b, c->b, p->a, c->a, &beta,
+  return check_blas(cublasLtMatmul(card.handle, c->operation, &alpha, p->b, c->b, p->a, c->a, &beta,
                                    p->c, c->c, p->c, c->c, &c->algorithm, card.workspace,
                                    CUDA_WORKSPACE_BYTES, gpu_stream(ctx)),
                     "multiply", err);

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernel/sparsegpt.h"
+
 enum { LEARN_THREADS = 256, LEARN_WARPS = LEARN_THREADS / 32 };
 /* Element types of what a kernel reads or writes. */
 enum element { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 };
@@ -66,8 +68,8 @@ struct loss_args {
   const float *logits, *teacher; /* (rows, vocab); teacher NULL: cross-entropy alone */
   const int32_t *targets;        /* (rows), or NULL: divergence alone */
   float *nll, *kl;               /* (rows) */
-  uint8_t *agree;                /* (rows) or NULL */
-  float *dlogits;                /* (rows, vocab), may be logits; or NULL */
+  uint8_t *agree; /* (rows) or NULL: whether the likeliest is the teacher's, or the target */
+  float *dlogits; /* (rows, vocab), may be logits; or NULL */
   uint32_t rows, vocab;
   float weight, scale;
 };
@@ -213,6 +215,49 @@ static inline uint32_t attention_width(uint32_t head_dim) {
   return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : head_dim <= 128 ? 128 : 256;
 }
 
+/* --- prune.h --- */
+
+struct matrix_copy_args {
+  const float *from;
+  float *to;
+  uint64_t count, cols, from_stride, to_stride; /* count: rows * cols */
+  uint32_t blocks;
+};
+struct matrix_reverse_args {
+  float *matrix;
+  uint64_t count;
+  uint32_t blocks;
+};
+struct hessian_args {
+  const float *products; /* (n, n) */
+  float *out;            /* (n, n), reversed */
+  double scale, added;
+  uint32_t n, blocks;
+};
+/* One block of threads factors and inverts one block on the diagonal. */
+enum { CHOLESKY_BLOCK = 64, CHOLESKY_SHARED_BYTES = 8 * CHOLESKY_BLOCK * (CHOLESKY_BLOCK + 1) };
+struct cholesky_args {
+  float *matrix;    /* (size, size) of rows `stride` apart */
+  float *inverse;   /* (CHOLESKY_BLOCK, CHOLESKY_BLOCK) */
+  uint32_t *failed; /* 1 where a pivot is not positive */
+  uint64_t stride;
+  uint32_t size;
+};
+struct cholesky_settle_args {
+  float *matrix;        /* (n, n) */
+  const float *inverse; /* of the rows begin .. begin + size */
+  uint64_t n, begin, size;
+  uint32_t blocks;
+};
+/* struct sparsegpt_walk; for the scores, `errors` is where they go. */
+struct walk_args {
+  float *w, *cost, *errors;
+  const float *u;
+  uint32_t *chosen;
+  const uint8_t *tiles;
+  uint32_t rows, cols, begin, width, keep, of, tile_rows, tile_cols, tile_columns, blocks;
+};
+
 /* Every kernel: K(name, type of its arguments). */
 #define LEARN_KERNELS(K)                                  \
   K(embed_rows, struct embed_args)                        \
@@ -234,6 +279,13 @@ static inline uint32_t attention_width(uint32_t head_dim) {
   K(mask_compact, struct mask_compact_args)               \
   K(mask_choose, struct mask_update_args)                 \
   K(mask_keep_hard, struct mask_keep_args)                \
+  K(matrix_copy, struct matrix_copy_args)                 \
+  K(matrix_reverse, struct matrix_reverse_args)           \
+  K(hessian_reverse, struct hessian_args)                 \
+  K(cholesky_diagonal, struct cholesky_args)              \
+  K(cholesky_settle, struct cholesky_settle_args)         \
+  K(sparsegpt_walk_rows, struct walk_args)                \
+  K(sparsegpt_scores, struct walk_args)                   \
   K(attention_rows, struct attention_args)                \
   K(attention_delta, struct attention_args)               \
   K(attention_back_q, struct attention_args)              \

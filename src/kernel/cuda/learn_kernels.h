@@ -5,4 +5,5 @@
 #include "kernel/cuda/compact.h"
 #include "kernel/cuda/loss.h"
 #include "kernel/cuda/mask.h"
+#include "kernel/cuda/prune.h"
 #include "kernel/cuda/rows.h"

@@ -118,14 +118,13 @@ DEVICE void loss_body(const struct loss_args *a) {
   }
   /* Before the barriers within row_total, behind which the gradient may overwrite it. */
   const float chosen = global_load_fresh(a->logits + at + (uint32_t)target);
-  uint32_t arg, teacher_arg;
+  uint32_t arg, other_arg = (uint32_t)target;
   const struct softmax_total total = row_total(a->logits + at, a->vocab, &arg);
   struct softmax_total teacher_total = total;
   if (a->teacher) {
-    teacher_total = row_total(a->teacher + at, a->vocab, &teacher_arg);
-    if (a->agree && thread_index() == 0)
-      global_store(a->agree + row, (uint8_t)(teacher_arg == arg));
+    teacher_total = row_total(a->teacher + at, a->vocab, &other_arg);
   }
+  if (a->agree && thread_index() == 0) global_store(a->agree + row, (uint8_t)(other_arg == arg));
   if (a->nll && thread_index() == 0) global_store(a->nll + row, -log_share(chosen, total));
   if (a->dlogits || a->kl) second_pass(a, row, (uint32_t)target, total, teacher_total);
 }

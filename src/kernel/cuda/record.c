@@ -82,7 +82,11 @@ static bool same_shape(const struct record_operation *a, const struct record_ope
              a->product.b == b->product.b && a->product.c == b->product.c &&
              a->product.a_transposed == b->product.a_transposed &&
              a->product.b_transposed == b->product.b_transposed &&
-             a->product.accumulate == b->product.accumulate && a->product.bf16 == b->product.bf16;
+             a->product.accumulate == b->product.accumulate && a->product.bf16 == b->product.bf16 &&
+             a->product.negative == b->product.negative &&
+             a->product.a_stride == b->product.a_stride &&
+             a->product.b_stride == b->product.b_stride &&
+             a->product.c_stride == b->product.c_stride;
     default:
       return a->copy.to == b->copy.to && a->copy.bytes == b->copy.bytes &&
              (a->kind != RECORD_COPY || a->copy.from == b->copy.from) &&
@@ -319,6 +323,20 @@ static enum status record_put(void *ctx, int buffer, void *to, const void *from,
              : recorder.under->put(recorder.under->ctx, buffer, to, from, bytes, err);
 }
 
+static enum status record_copy_aside(void *ctx, void *to, const void *from, size_t bytes,
+                                     struct error *err) {
+  (void)ctx;
+  const enum status status = submit(err);
+  return status != STATUS_OK
+             ? status
+             : recorder.under->copy_aside(recorder.under->ctx, to, from, bytes, err);
+}
+static enum status record_await_aside(void *ctx, struct error *err) {
+  (void)ctx;
+  const enum status status = submit(err);
+  return status != STATUS_OK ? status : recorder.under->await_aside(recorder.under->ctx, err);
+}
+
 enum status record_open(const struct cuda_runtime **out, const struct cuda_runtime *runtime,
                         struct error *err) {
   INVARIANT(!recorder.under && runtime->graph_make);
@@ -344,6 +362,8 @@ enum status record_open(const struct cuda_runtime **out, const struct cuda_runti
   recorder.runtime.fetch = record_fetch;
   recorder.runtime.arrive = record_arrive;
   recorder.runtime.put = record_put;
+  recorder.runtime.copy_aside = record_copy_aside;
+  recorder.runtime.await_aside = record_await_aside;
   *out = &recorder.runtime;
   return STATUS_OK;
 }
