@@ -43,7 +43,7 @@ float *learn_normals(const struct backend *on, int64_t count, uint64_t seed, flo
 }
 
 /* |a - b| / |b|; a NaN stays. */
-static double relative(const float *a, const float *b, int64_t count) {
+double learn_relative(const float *a, const float *b, int64_t count) {
   double difference = 0, norm = 0;
   for (int64_t i = 0; i < count; i++) {
     difference += pow((double)a[i] - b[i], 2);
@@ -52,8 +52,8 @@ static double relative(const float *a, const float *b, int64_t count) {
   return sqrt(difference) / (sqrt(norm) + 1e-30);
 }
 
-static int report(const struct gpu_learn *run, FILE *ledger, const char *what, const char *where,
-                  double error, double most) {
+int learn_report(const struct gpu_learn *run, FILE *ledger, const char *what, const char *where,
+                 double error, double most) {
   const bool right = error <= most;
   fprintf(ledger, "%s,%s,%s,%s,%.3g,%.3g,%d\n", run->date, run->commit, what, where, error, most,
           right);
@@ -219,10 +219,10 @@ static int check_operations(const struct gpu_learn *run, FILE *ledger) {
     for (int o = 0; o < OUTPUTS && cpu.at[o]; o++) {
       char where[32];
       snprintf(where, sizeof where, "output %d", o);
-      failures += report(run, ledger, all[i].name, where,
-                         relative(card.at[o], cpu.at[o], cpu.count[o]), all[i].most);
+      failures += learn_report(run, ledger, all[i].name, where,
+                               learn_relative(card.at[o], cpu.at[o], cpu.count[o]), all[i].most);
       const bool same = !memcmp(card.at[o], again.at[o], (size_t)card.count[o] * sizeof(float));
-      failures += report(run, ledger, all[i].name, "the same bits again", !same, 0);
+      failures += learn_report(run, ledger, all[i].name, "the same bits again", !same, 0);
       mem_free(cpu.at[o]);
       mem_free(card.at[o]);
       mem_free(again.at[o]);
@@ -282,13 +282,13 @@ static void fill_logits(struct learner *l) {
 static double gradient_error(const struct learner *cpu, const struct learner *card) {
   double worst = 0;
   if (cpu->tiles.count)
-    worst = relative(card->tiles.gradient, cpu->tiles.gradient, cpu->tiles.count);
+    worst = learn_relative(card->tiles.gradient, cpu->tiles.gradient, cpu->tiles.count);
   for (int i = 0; i < cpu->site_count && cpu->sites[i].groups.gradient; i++) {
     const struct group_logits *a = &card->sites[i].groups, *b = &cpu->sites[i].groups;
     const int64_t count = mask_logit_count(a->rows, a->cols);
     float *here = must_alloc((size_t)count, sizeof *here);
     learn_must(card->ops->download(here, a->gradient, (size_t)count * sizeof *here, &err), &err);
-    worst = fmax(worst, relative(here, b->gradient, count));
+    worst = fmax(worst, learn_relative(here, b->gradient, count));
     mem_free(here);
   }
   return worst;
@@ -314,9 +314,10 @@ static int check_step(const struct gpu_learn *run, FILE *ledger, const char *nam
         learner_gradient(&l[i], &text.windows, text.train, TEXT_TOKENS / WINDOW, &r[i], &err),
         &err);
   }
-  int failures =
-      report(run, ledger, "step's loss", where, fabs(r[1].loss - r[0].loss) / r[0].loss, 1e-3);
-  failures += report(run, ledger, "step's gradients", where, gradient_error(&l[0], &l[1]), 1e-3);
+  int failures = learn_report(run, ledger, "step's loss", where,
+                              fabs(r[1].loss - r[0].loss) / r[0].loss, 1e-3);
+  failures +=
+      learn_report(run, ledger, "step's gradients", where, gradient_error(&l[0], &l[1]), 1e-3);
   for (int i = 0; i < 2; i++) learner_free(&l[i]);
   mem_free(skip);
   model_close(model);
@@ -374,7 +375,7 @@ static int check_ways(const struct gpu_learn *run, FILE *ledger) {
     uint8_t *other =
         logits_after(run, ways[i].compact, ways[i].offload, ways[i].graphs, &same_bytes);
     const bool differ = bytes != same_bytes || memcmp(plain, other, bytes) != 0;
-    failures += report(run, ledger, "the plain way's bits", ways[i].name, differ, 0);
+    failures += learn_report(run, ledger, "the plain way's bits", ways[i].name, differ, 0);
     mem_free(plain);
     mem_free(other);
   }
@@ -410,7 +411,8 @@ int main(int argc, char **argv) {
   FILE *checks = gpu_open_ledger("gpu_learn", argv[1], "gpu_learn_checks.csv");
   fprintf(checks, "date,commit,what,where,error,most,right\n");
   int failures = check_operations(&run, checks) + check_steps(&run, checks);
-  if (!run.card->is_host) failures += check_ways(&run, checks); /* the CPU has one way */
+  if (!run.card->is_host) /* the CPU has one way */
+    failures += check_ways(&run, checks) + gpu_learn_check_prune(&run, checks);
   fclose(checks);
   printf("learning: %s\n",
          failures ? "WRONG, see gpu_learn_checks.csv" : "every operation and step is right");

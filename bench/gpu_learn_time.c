@@ -239,6 +239,7 @@ static void time_model(const struct gpu_learn *run, size_t index, FILE *ledger) 
 void gpu_learn_time(const struct gpu_learn *run, FILE *ledger) {
   fprintf(ledger, "date,commit,kind,what,where,tokens,ms,gb_s,tflop_s,tokens_per_s\n");
   time_kernels(run, ledger);
+  gpu_learn_time_prune(run, ledger);
   for (size_t i = 0; i < sizeof models / sizeof *models; i++)
     if (clock_seconds() < run->deadline_s) time_model(run, i, ledger);
 }
