@@ -17,6 +17,8 @@ struct recover_settings {
   uint64_t seed;  /* which windows are drawn */
   double rate; /* 0 = recover_default_rate; AdamW's, risen to over a tenth of the steps, then half a
                   cosine down to 0 */
+  int64_t lora_rank; /* above 0: adapters of that rank are tuned in place of the weights
+                        themselves and merged under the masks (learn/lora.h) */
   double distill; /* share of KL(teacher || recovered) in the loss, beside the text's nll: 0 to 1 */
   const struct model *teacher; /* the dense model, with distill > 0; another than the one tuned */
   enum precision precision;
@@ -30,11 +32,11 @@ struct recover_settings {
 };
 
 /* Read off between a rate that did well for 135 million weights and one for a quarter of a million:
- * small models take high rates. docs/LEARNING.md has the figures. */
-double recover_default_rate(const struct model *model);
+ * small models take high rates, adapters higher ones. docs/LEARNING.md has the figures. */
+double recover_default_rate(const struct model *model, int64_t lora_rank);
 
 struct recover_report {
-  int64_t steps, weights; /* kept weights that were tuned */
+  int64_t steps, weights; /* kept weights that were tuned, or numbers of adapters */
   double rate;            /* the highest */
   double dense_loss;      /* held-out, nats per token: of the model as it came */
   double masked_loss;     /* with the mask, before */
@@ -45,9 +47,9 @@ struct recover_report {
 
 /* Tunes the linears that `masks` name, in `model`, which afterwards holds them in fp32 with zeros
  * where the masks drop; linears without a mask, embeddings and norms stay. Some of the windows are
- * set aside for the held-out loss. 16 bytes a weight of those linears. STATUS_REFUSED for a packed
- * model, masks that do not fit, a teacher that does not, or too little text; STATUS_FAILED when the
- * loss is no number; STATUS_INTERRUPTED when it was asked to stop. */
+ * set aside for the held-out loss. 16 bytes a weight of those linears (adapters: learn/tuning.h).
+ * STATUS_REFUSED for a packed model, masks that do not fit, a teacher that does not, or too little
+ * text; STATUS_FAILED when the loss is no number; STATUS_INTERRUPTED when it was asked to stop. */
 enum status recover_run(struct model *model, const struct mask_set *masks,
                         const struct windows *windows, const struct recover_settings *settings,
                         struct recover_report *report, struct error *err);

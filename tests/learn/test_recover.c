@@ -64,17 +64,21 @@ static void make_masks(const struct model *model, struct mask_set *set) {
 static const struct recover_settings gentle = {
     .tokens = 30 * 4 * WINDOW, .batch = 4, .seed = 3, .rate = 3e-3, .precision = PRECISION_FP32};
 
-static void the_loss_falls_and_the_mask_stays(void **state) {
+/* Tuned from all weights (rank 0), or by adapters. */
+static void loss_falls_and_mask_stays(int64_t rank) {
   struct model *dense = open_llama(), *model = open_llama();
   struct mask_set masks = {0};
   struct recover_report report;
+  struct recover_settings settings = gentle;
+  settings.lora_rank = rank;
+  if (rank) settings.rate = 1e-2;
   make_masks(model, &masks);
-  must(recover_run(model, &masks, &windows, &gentle, &report, &err), err);
+  must(recover_run(model, &masks, &windows, &settings, &report, &err), err);
   printf("dense %.4f, masked %.4f, recovered %.4f\n", report.dense_loss, report.masked_loss,
          report.loss);
   assert_int_equal(report.steps, 30);
   assert_true(report.loss < report.masked_loss - 0.05);
-  int64_t kept = 0, changed = 0;
+  int64_t kept = 0, changed = 0, adapters = 0;
   for (int i = 0; i < model_site_count(model); i++) {
     const struct linear_site *site = model_site(model, i);
     const struct mask_matrix *m = mask_set_find(&masks, site->name);
@@ -85,6 +89,7 @@ static void the_loss_falls_and_the_mask_stays(void **state) {
     model_site_expand(dense, i, was);
     model_site_expand(model, i, now);
     if (!m) assert_memory_equal(was, now, (size_t)(rows * cols) * sizeof *was);
+    if (m) adapters += rank * (rows + cols);
     for (int64_t r = 0; m && r < rows; r++) {
       mask_row(m, r, keep);
       for (int64_t c = 0; c < cols; c++) {
@@ -97,11 +102,16 @@ static void the_loss_falls_and_the_mask_stays(void **state) {
     mem_free(now);
     mem_free(keep);
   }
-  assert_int_equal(report.weights, kept);
+  assert_int_equal(report.weights, rank ? adapters : kept);
   assert_true(changed > kept / 2);
   mask_set_free(&masks);
   model_close(model);
   model_close(dense);
+}
+
+static void the_loss_falls_and_the_mask_stays(void **state) {
+  loss_falls_and_mask_stays(0);
+  loss_falls_and_mask_stays(4);
 }
 
 /* KL(dense || model) over the first windows, nats per token. */
@@ -177,15 +187,16 @@ static void a_time_becomes_steps(void **state) {
   s.seconds = 2;
   must(recover_run(model, &masks, &windows, &s, &report, &err), err);
   assert_true(report.steps >= 1 && report.loss < report.masked_loss);
-  assert_true(report.rate == recover_default_rate(model) && report.rate == 3e-3);
+  assert_true(report.rate == recover_default_rate(model, 0) && report.rate == 3e-3);
   mask_set_free(&masks);
   model_close(model);
 }
 
-static void threads_do_not_show(void **state) {
+static void threads_do_not_show_at(int64_t rank) {
   struct model *model[2];
   struct recover_settings few = gentle;
   few.tokens = 5 * 4 * WINDOW;
+  few.lora_rank = rank;
   for (int i = 0; i < 2; i++) {
     struct mask_set masks = {0};
     struct recover_report report;
@@ -204,6 +215,11 @@ static void threads_do_not_show(void **state) {
   model_close(model[0]);
   model_close(model[1]);
   parallel_set_threads(0);
+}
+
+static void threads_do_not_show(void **state) {
+  threads_do_not_show_at(0);
+  threads_do_not_show_at(3);
 }
 
 /* --- stopping and going on --- */
@@ -231,11 +247,11 @@ static struct model *tune(struct recover_settings s, const struct model *teacher
 
 /* Stopped after each single step and resumed, on other threads; the last checkpoint damaged on the
  * way. Then other settings, which are refused. */
-static void a_stopped_run_goes_on_with_the_same_bits(void **state) {
+static void stopped_run_goes_on(int64_t rank, const char *dir) {
   struct recover_settings s = gentle;
   struct recover_report whole, parts;
   struct model *teacher = open_llama();
-  const char *dir = scratch_path("recovering");
+  s.lora_rank = rank;
   s.tokens = 5 * 4 * WINDOW;
   s.distill = 0.5;
   struct model *straight = tune(s, teacher, STATUS_OK, &whole), *model;
@@ -265,6 +281,10 @@ static void a_stopped_run_goes_on_with_the_same_bits(void **state) {
   model_close(tune(s, teacher, STATUS_REFUSED, &parts));
   assert_non_null(strstr(err.text, "other settings"));
   s.rate = gentle.rate;
+  s.lora_rank = rank + 1;
+  model_close(tune(s, teacher, STATUS_REFUSED, &parts));
+  assert_non_null(strstr(err.text, "other settings"));
+  s.lora_rank = rank;
   model = tune(s, teacher, STATUS_OK, &parts);
   same_weights(straight, model);
   assert_true(parts.loss == whole.loss && parts.dense_loss == whole.dense_loss &&
@@ -273,6 +293,11 @@ static void a_stopped_run_goes_on_with_the_same_bits(void **state) {
   model_close(model);
   model_close(straight);
   model_close(teacher);
+}
+
+static void a_stopped_run_goes_on_with_the_same_bits(void **state) {
+  stopped_run_goes_on(0, scratch_path("recovering"));
+  stopped_run_goes_on(2, scratch_path("recovering adapters"));
 }
 
 static void what_does_not_fit_is_refused(void **state) {
