@@ -10,10 +10,14 @@ struct model_config config_blank(const struct model_family *family) {
   return config;
 }
 
-void config_settle(struct model_config *c) {
+void config_settle_heads(struct model_config *c) {
   if (c->kv_heads == 0) c->kv_heads = c->heads;
   if (c->head_dim == 0 && c->heads > 0) c->head_dim = c->hidden_size / c->heads;
   if (c->query_scale == 0 && c->head_dim > 0) c->query_scale = 1 / sqrt((double)c->head_dim);
+}
+
+void config_settle(struct model_config *c) {
+  config_settle_heads(c);
   if (c->rope_sliding.theta == 0) c->rope_sliding = c->rope;
 }
 

@@ -15,8 +15,9 @@ enum {
 
 /* A configuration of `family` with what transformers assumes for it. */
 struct model_config config_blank(const struct model_family *family);
-/* Fills what follows from other values where it was not given: head_dim, kv_heads, query_scale,
- * the rotary settings of sliding layers. */
+/* Fills what follows from other values where it was not given: kv_heads, head_dim, query_scale. */
+void config_settle_heads(struct model_config *config);
+/* These, and the rotary settings of sliding layers from those of the others, which must be read. */
 void config_settle(struct model_config *config);
 /* Refuses a configuration that no model can have. */
 void config_check(struct config_reader *in, const struct model_config *config);

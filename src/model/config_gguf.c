@@ -43,7 +43,7 @@ static void read_sizes(struct config_reader *in, struct model_config *config) {
   config->layers = (int)layers;
   config->heads = (int)heads;
   config->kv_heads = (int)kv_heads;
-  config_settle(config);
+  config_settle_heads(config);
   if (value_dim && value_dim != config->head_dim)
     config_refuse(in, "keys of %lld and values of %lld per head: they must be equal",
                   (long long)config->head_dim, (long long)value_dim);

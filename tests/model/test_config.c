@@ -211,6 +211,7 @@ static void gguf_keys(void **state) {
   gguf_set_f32(builder, "llama.rope.freq_base", 5e5f);
   gguf_set_f32(builder, "llama.rope.scaling.factor", 2);
   must(finish_gguf(&c, NULL), err);
+  assert_true(c.rope_sliding.theta == c.rope.theta && c.rope_sliding.factor == c.rope.factor);
   assert_int_equal(c.vocab_size, 10);
   assert_int_equal(c.head_dim, 8);
   assert_int_equal(c.kv_heads, 2);
