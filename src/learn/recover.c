@@ -16,9 +16,6 @@
 #include "learn/state_file.h"
 #include "learn/tuning.h"
 
-/* Adapters take a higher rate than the weights themselves: docs/LEARNING.md. */
-#define LORA_RATE 3.0
-
 struct recovery {
   struct model *model;
   const struct recover_settings *settings;
@@ -60,8 +57,7 @@ static enum status split_windows(struct recovery *r, struct error *err) {
 static enum status prepare(struct recovery *r, struct error *err) {
   const struct model_shape shape = {r->settings->batch, r->windows->length};
   const size_t tokens = (size_t)(shape.sequences * shape.length);
-  r->rate = r->settings->rate > 0 ? r->settings->rate
-                                  : recover_default_rate(r->model, r->settings->lora_rank);
+  r->rate = r->settings->rate > 0 ? r->settings->rate : recover_default_rate(r->model);
   r->steps = r->settings->tokens / (int64_t)tokens;
   if (r->steps < 1 && !(r->settings->seconds > 0))
     return error_set(err, STATUS_USAGE, "--tokens %lld is less than one step of %zu tokens",
@@ -281,9 +277,9 @@ static enum status tune(struct recovery *r, struct error *err) {
   return status;
 }
 
-double recover_default_rate(const struct model *model, int64_t lora_rank) {
+double recover_default_rate(const struct model *model) {
   const double rate = 4e-4 * cbrt(135e6 / (double)model_parameters(model));
-  return (rate > 3e-3 ? 3e-3 : rate) * (lora_rank ? LORA_RATE : 1);
+  return rate > 3e-3 ? 3e-3 : rate;
 }
 
 /* From the model as it came to where tuning begins or goes on. A state has the losses and the

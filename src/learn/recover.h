@@ -32,8 +32,8 @@ struct recover_settings {
 };
 
 /* Read off between a rate that did well for 135 million weights and one for a quarter of a million:
- * small models take high rates, adapters higher ones. docs/LEARNING.md has the figures. */
-double recover_default_rate(const struct model *model, int64_t lora_rank);
+ * small models take high rates. docs/LEARNING.md has the figures. */
+double recover_default_rate(const struct model *model);
 
 struct recover_report {
   int64_t steps, weights; /* kept weights that were tuned, or numbers of adapters */
