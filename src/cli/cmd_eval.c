@@ -131,7 +131,7 @@ static enum status place_inputs(struct inputs *in, bool decode, struct error *er
 
 /* Decoding on a GPU always multiplies bf16. */
 static enum precision precision_of(const struct settings *s) {
-  return s->decode && strcmp(s->device, "cpu") ? PRECISION_BF16 : (enum precision)s->precision;
+  return s->decode && strcmp(s->device, "cpu") != 0 ? PRECISION_BF16 : (enum precision)s->precision;
 }
 
 static json_t *model_json_of(const struct settings *s, const struct model *model) {

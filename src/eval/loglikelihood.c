@@ -117,6 +117,7 @@ static struct extent measure_plans(const struct scorer *s, int64_t pass_tokens) 
     if (plan->longest > e.longest) e.longest = plan->longest;
     e.total_rows += plan->rows;
   }
+  INVARIANT(e.longest >= 1); /* a scored token has one before it: check_groups */
   return e;
 }
 

@@ -431,7 +431,8 @@ const struct backend *cuda_column_open(const struct cuda_runtime *runtime) {
 
 void cuda_column_close(void) {
   struct error err;
-  if (cuda_column.runtime) record(false, &err); /* what failed no longer matters */
+  if (!cuda_column.runtime) return;
+  record(false, &err); /* what failed no longer matters */
   for (int i = 0; i < COLUMN_SCRATCHES; i++) free_memory(cuda_column.scratch[i].memory);
   cuda_column = (struct cuda_column){0};
 }
