@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/number.h"
 #include "cli/bench.h"
 #include "cli/commands.h"
 #include "cli/inputs.h"
@@ -86,16 +87,31 @@ static enum status add_model(struct bench_job *job, const struct bench_entry *en
 
 /* --- cases --- */
 
+static bool take_mark(const char **at, char mark) {
+  if (**at != mark) return false;
+  ++*at;
+  return true;
+}
+
+/* "128+1024x16" at *at, which is moved behind it: prompt, tokens, batch, none of them 0. */
+static bool take_text(const char **at, struct speed_case *text) {
+  int64_t prompt, tokens, batch;
+  if (!number_take(at, BENCH_PREFILL_MOST, &prompt) || !take_mark(at, '+') ||
+      !number_take(at, BENCH_PREFILL_MOST, &tokens) || !take_mark(at, 'x') ||
+      !number_take(at, SESSION_SLOTS_MAX, &batch))
+    return false;
+  *text = (struct speed_case){SPEED_TEXT, batch, prompt, tokens};
+  return prompt > 0 && tokens > 0 && batch > 0;
+}
+
 /* "128+1024x16,..." */
 static enum status choose_texts(struct bench_job *job, struct error *err) {
   const struct text_list *list = &job->settings->text;
-  for (int i = 0; i < list->count; i++)
-    for (const char *at = list->items[i]; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
-      long long prompt = 0, tokens = 0, batch = 0;
-      int used = 0;
-      const bool read = sscanf(at, "%lld+%lldx%lld%n", &prompt, &tokens, &batch, &used) == 3;
-      if (!read || (at[used] && at[used] != ',') || prompt < 1 || tokens < 1 || batch < 1 ||
-          prompt > BENCH_PREFILL_MOST || tokens > BENCH_PREFILL_MOST || batch > SESSION_SLOTS_MAX)
+  for (int i = 0; i < list->count; i++) {
+    const char *at = list->items[i];
+    do {
+      struct speed_case text;
+      if (!take_text(&at, &text) || (*at && *at != ','))
         return error_set(err, STATUS_USAGE,
                          "--text takes texts such as 128+1024x16, up to %d tokens and %d at once, "
                          "not \"%s\"",
@@ -103,8 +119,9 @@ static enum status choose_texts(struct bench_job *job, struct error *err) {
       if (job->case_count == BENCH_CASES_MAX)
         return error_set(err, STATUS_USAGE, "more than %d cases cannot be measured in one run",
                          BENCH_CASES_MAX);
-      job->cases[job->case_count++] = (struct speed_case){SPEED_TEXT, batch, prompt, tokens};
-    }
+      job->cases[job->case_count++] = text;
+    } while (take_mark(&at, ','));
+  }
   return STATUS_OK;
 }
 
