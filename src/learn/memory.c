@@ -4,9 +4,9 @@
 #include "kernel/cuda/column.h"
 
 const char *const memory_place_name[MEMORY_PLACES] = {"cpu", "cuda", "pinned"};
-const char *const memory_part_name[MEMORY_PARTS] = {"weights",     "logits", "moments",
-                                                    "gradients",   "masks",  "masked linear",
-                                                    "activations", "head",   "operands"};
+const char *const memory_part_name[MEMORY_PARTS] = {
+    "weights",       "logits",      "moments", "gradients", "masks",
+    "masked linear", "activations", "head",    "operands",  "checkpoint"};
 
 double learn_memory_total(const struct learn_memory *m, enum memory_place place) {
   double sum = 0;
@@ -42,6 +42,12 @@ static double add_sites(struct learn_memory *m, const struct model *model,
     const int64_t code_stride = (cols + 7) / 8;
     const double tiles = (double)tiles_down * (double)tiles_across;
     if (skip[i]) continue;
+    /* as learn/checkpoint.c lists it: the best mask, tile logits; groups are added below */
+    double *copy = &m->bytes[MEMORY_PINNED][MEMORY_CHECKPOINT];
+    *copy += (double)rows * (double)code_stride + (learn_uses_tiles(s) ? 13 * tiles : 0);
+    if (learn_uses_groups(s))
+      *copy += learn_is_24(s) ? (double)groups.logits + (double)groups.moments
+                              : 12 * (double)pattern_logits_count(s, rows, cols);
     if ((double)rows * (double)cols > largest) largest = (double)rows * (double)cols;
     for (int p = 0; p < MEMORY_PINNED; p++) {
       double *bytes = m->bytes[p];

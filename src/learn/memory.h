@@ -17,6 +17,7 @@ enum memory_part {
   MEMORY_ACTIVATIONS, /* what the backward pass needs */
   MEMORY_HEAD,        /* logits over the vocabulary, a chunk of rows at a time */
   MEMORY_OPERANDS,    /* operands of products in their element type, cuBLASLt's workspace */
+  MEMORY_CHECKPOINT,  /* the copy that is written beside a card's steps; pinned */
   MEMORY_PARTS
 };
 extern const char *const memory_place_name[MEMORY_PLACES];

@@ -30,14 +30,15 @@ static void say_memory(const struct learn_memory *m) {
   const double GIB = 1 << 30;
   log_info("%-16s %9s %9s", "memory, GiB", memory_place_name[MEMORY_CPU],
            memory_place_name[MEMORY_CUDA]);
-  for (int i = 0; i < MEMORY_PARTS; i++)
+  for (int i = 0; i < MEMORY_CHECKPOINT; i++) /* that is neither's */
     log_info("  %-14s %9.2f %9.2f", memory_part_name[i], m->bytes[MEMORY_CPU][i] / GIB,
              m->bytes[MEMORY_CUDA][i] / GIB);
   log_info("  %-14s %9.2f %9.2f", "in all", learn_memory_total(m, MEMORY_CPU) / GIB,
            learn_memory_total(m, MEMORY_CUDA) / GIB);
   const double pinned = learn_memory_total(m, MEMORY_PINNED);
   if (pinned > 0)
-    log_info("  and %.2f GiB of the host's memory, pinned, beside the card", pinned / GIB);
+    log_info("  and %.2f GiB of the host's memory, pinned, beside the card: %.2f for checkpoints",
+             pinned / GIB, m->bytes[MEMORY_PINNED][MEMORY_CHECKPOINT] / GIB);
 }
 
 void run_say_plan(const struct learn_report *r) {

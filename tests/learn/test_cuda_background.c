@@ -1,13 +1,13 @@
 /* Checkpoints beside the steps, on an emulated card whose copies happen as late as they may: the
  * file is that of its step, bit for bit, whatever is learned meanwhile; who forgets to wait is
  * seen; a write that fails is said. */
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/mem.h"
 #include "learn/background.h"
+#include "learn/memory.h"
 #include "support/cuda_emulated.h"
 #include "support/support.h"
 
@@ -23,6 +23,7 @@ struct fixture {
   struct model *model;
   struct learner l;
   struct run_state state;
+  bool *skip;
   char plain[300], aside[300]; /* folders */
 };
 
@@ -59,10 +60,9 @@ static void open_fixture(struct fixture *f, bool compact, bool offload, bool gra
   for (int i = 0; i < TOKENS; i++) ids[i] = (i * i + 3 * i) % 101;
   for (int i = 0; i < TOKENS / WINDOW; i++) train[i] = i, starts[i] = i * WINDOW;
   must(learn_settings_resolve(&s, WINDOW, &err), err);
-  bool *skip = mem_alloc((size_t)model_site_count(f->model), sizeof *skip, &err);
-  for (int i = 2; i < model_site_count(f->model); i++) skip[i] = true; /* two linears will do */
-  must(learner_init(&f->l, f->model, &s, skip, &err), err);
-  mem_free(skip);
+  f->skip = mem_alloc((size_t)model_site_count(f->model), sizeof *f->skip, &err);
+  for (int i = 2; i < model_site_count(f->model); i++) f->skip[i] = true; /* two linears will do */
+  must(learner_init(&f->l, f->model, &s, f->skip, &err), err);
   fill(&f->l);
   f->state.best = mem_alloc((size_t)f->l.site_count, sizeof *f->state.best, &err);
   for (int i = 0; i < f->l.site_count; i++) f->state.best[i] = f->l.sites[i].mask;
@@ -76,6 +76,7 @@ static void close_fixture(struct fixture *f) {
   state_remove(f->plain);
   state_remove(f->aside);
   mem_free(f->state.best);
+  mem_free(f->skip);
   learner_free(&f->l);
   model_close(f->model);
   emulated_close(); /* nothing leaks */
@@ -134,6 +135,10 @@ static void files_are_those_of_their_steps(void **state) {
     assert_true(one_beside_steps(&f, &b));
     assert_true(emulated_card.asides > 0);
     const uint8_t *room = b.copy.room;
+    const struct learn_memory plan = learn_memory_plan(f.model, &f.l.settings, f.skip);
+    const double planned = plan.bytes[MEMORY_PINNED][MEMORY_CHECKPOINT];
+    const double taken = (double)b.copy.bytes; /* tensors begin at multiples of 256 */
+    assert_true(planned <= taken && taken < planned + 256 * 16);
     if (way == 0) assert_true(one_beside_steps(&f, &b)); /* again, in the same memory */
     assert_ptr_equal(b.copy.room, room);
     background_free(&b);
