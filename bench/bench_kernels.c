@@ -60,6 +60,10 @@ static double best_seconds(void (*fn)(void *), void *ctx) {
 
 /* --- what bounds --- */
 
+/* A run is milliseconds long, beside which starting the threads is nothing, and a tile's sums are
+ * so long that loading and storing it is little. Operands stay in the first-level cache. */
+enum { PEAK_K = 192, PEAK_TURNS = 8000, BF16_PEAK_K = 256, BF16_PEAK_TURNS = 4000 };
+
 struct peak {
   float *a, *b, *c;
 };
@@ -67,21 +71,23 @@ static void peak_item(void *ctx, int64_t item, int worker) {
   struct peak *p = ctx;
   const struct kernel_table *table = kernel_table();
   (void)item;
-  for (int i = 0; i < 2000; i++) /* a tile whose operands stay in the first-level cache */
-    table->tile(64, p->a, 1, table->tile_rows, p->b, 1, p->c + worker * 1024, table->tile_cols,
+  for (int i = 0; i < PEAK_TURNS; i++)
+    table->tile(PEAK_K, p->a, 1, table->tile_rows, p->b, 1, p->c + worker * 1024, table->tile_cols,
                 table->tile_rows, table->tile_cols, false);
 }
 static void peak_run(void *ctx) { parallel_for(parallel_threads(), peak_item, ctx); }
 
 static double peak_gflops(void) {
   const struct kernel_table *table = kernel_table();
-  struct peak p = {random_floats(4096), random_floats(8192), random_floats(1024 * 256)};
+  struct peak p = {random_floats((size_t)(PEAK_K * table->tile_rows)),
+                   random_floats((size_t)(PEAK_K * table->tile_cols)),
+                   random_floats(1024 * PARALLEL_THREADS_MAX)};
   double seconds = best_seconds(peak_run, &p);
   mem_free(p.a), mem_free(p.b), mem_free(p.c);
-  return 2e-9 * 64 * 2000 * table->tile_rows * table->tile_cols * parallel_threads() / seconds;
+  return 2e-9 * PEAK_K * PEAK_TURNS * table->tile_rows * table->tile_cols * parallel_threads() /
+         seconds;
 }
 
-/* Chunks that stay in the first-level cache. */
 struct bf16_peak {
   uint16_t *a;
   uint32_t *b;
@@ -92,24 +98,24 @@ static void bf16_peak_item(void *ctx, int64_t item, int worker) {
   (void)item;
   struct bf16_block block = {.rows = 32,
                              .cols = 32,
-                             .k = 256,
+                             .k = BF16_PEAK_K,
                              .a = p->a,
-                             .panel_step = 16 * 256,
+                             .panel_step = BF16_SIDE * BF16_PEAK_K,
                              .b = p->b,
-                             .strip_step = 8 * 256,
+                             .strip_step = BF16_SIDE / 2 * BF16_PEAK_K,
                              .alpha = 1,
                              .c = p->c + worker * 1024,
                              .ldc = 32};
-  for (int i = 0; i < 500; i++) kernel_table()->bf16.block(&block);
+  for (int i = 0; i < BF16_PEAK_TURNS; i++) kernel_table()->bf16.block(&block);
 }
 static void bf16_peak_run(void *ctx) { parallel_for(parallel_threads(), bf16_peak_item, ctx); }
 
 static double bf16_peak_gflops(void) {
-  struct bf16_peak p = {must_alloc(32 * 256, 2), must_alloc(32 * 256, 2),
+  struct bf16_peak p = {must_alloc(32 * BF16_PEAK_K, 2), must_alloc(32 * BF16_PEAK_K, 2),
                         must_alloc(1024 * PARALLEL_THREADS_MAX, 4)};
   double seconds = best_seconds(bf16_peak_run, &p);
   mem_free(p.a), mem_free(p.b), mem_free(p.c);
-  return 2e-9 * 32 * 32 * 256 * 500 * parallel_threads() / seconds;
+  return 2e-9 * 32 * 32 * BF16_PEAK_K * BF16_PEAK_TURNS * parallel_threads() / seconds;
 }
 
 struct stream {
