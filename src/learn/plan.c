@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kernel/linear.h"
+#include "learn/pattern_cost.h"
 
 /* GFLOP/s of a product of a typical shape; best of a few, so that the first touch of the memory
  * does not count. 0 when there is no memory to measure with. */
@@ -59,6 +60,14 @@ static struct counts count(const struct model *model, const struct learn_setting
   return c;
 }
 
+/* What the masks of another pattern take in all steps; those of 2:4 are in OVERHEAD. */
+static double pattern_seconds(const struct learn_settings *s, double learned_weights) {
+  if (learn_is_24(s)) return 0;
+  const struct pattern_cost cost = pattern_cost_measure(s);
+  const double micro_batches = (double)(s->steps * (s->batch / s->micro));
+  return learned_weights * (micro_batches * cost.micro_batch + (double)s->steps * cost.step);
+}
+
 struct learn_plan learn_plan_make(const struct model *model, const struct learn_settings *s,
                                   const bool *skip, int64_t calibration_tokens) {
   const double OVERHEAD = 1.35; /* norms, attention, softmax, masks, beside the products */
@@ -73,7 +82,8 @@ struct learn_plan learn_plan_make(const struct model *model, const struct learn_
         calibration_tokens
             ? ((double)calibration_tokens * (4 * c.linears + c.hessians) + c.solves) / second
             : 0;
-    plan.learn_seconds = (double)(s->steps * s->batch * s->window) * step_token / second;
+    plan.learn_seconds = (double)(s->steps * s->batch * s->window) * step_token / second +
+                         pattern_seconds(s, c.learned);
     plan.heldout_seconds =
         (double)((s->evaluations + 2) * s->heldout_windows * s->window) * forward / second;
   }
