@@ -24,6 +24,11 @@ struct mask_adamw_factors {
   float beta1, beta2, gradient_scale, epsilon;
   float second_scale; /* 1 / (1 - beta2^step) */
   float root_scale;   /* its root */
+  /* What no update exceeds but by rounding, and what that of the sixth candidate is held to. Its
+   * first moment is what the other five's leave, rounding included, while its second is of its own
+   * gradients: where these cancel to 0 in every step, rounding over an epsilon of 1e-15 would be a
+   * leap of many rates. */
+  float most;
 };
 
 struct mask_adamw_factors mask_adamw_factors_of(const struct mask_adamw *settings);

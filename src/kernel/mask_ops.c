@@ -393,19 +393,6 @@ static void adamw_item(void *ctx, int64_t item, int worker) {
   h->changed[item] = changed;
 }
 
-struct mask_adamw_factors mask_adamw_factors_of(const struct mask_adamw *o) {
-  const double second = 1 - pow(o->beta2, (double)o->step);
-  return (struct mask_adamw_factors){
-      .keep = (float)(1 - (double)o->rate * o->weight_decay),
-      .rate = (float)(o->rate / (1 - pow(o->beta1, (double)o->step))),
-      .beta1 = o->beta1,
-      .beta2 = o->beta2,
-      .gradient_scale = o->gradient_scale,
-      .epsilon = o->epsilon,
-      .second_scale = (float)(1 / second),
-      .root_scale = (float)(1 / sqrt(second))};
-}
-
 int64_t mask_adamw_step(const struct mask_adamw *o, int64_t rows, int64_t cols,
                         const float *gradient, float *logits, float *first, float *second,
                         uint8_t *codes) {

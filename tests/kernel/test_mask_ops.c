@@ -380,6 +380,40 @@ static void adamw_equals_six_logits(void **state) {
   for_each_isa(adamw_cases);
 }
 
+/* Gradients of three candidates that cancel exactly, so that the sixth has none, in every step. The
+ * moments of the three round, each on its own; with an epsilon below what that leaves, the sixth
+ * would leap. No step may move a difference further than two updates can. */
+static void cancelling_case(void) {
+  enum { COLS = 256, STEPS = 12 };
+  const int64_t groups = mask_row_groups(COLS);
+  const size_t count = (size_t)mask_logit_count(1, COLS);
+  float *logits = zeroed(count, 4), *before = zeroed(count, 4), *gradient = zeroed(count, 4);
+  float *first = zeroed(count, 4), *second = zeroed((size_t)mask_second_count(1, COLS), 4);
+  struct mask_adamw o = {5e-3f, 0.9f, 0.95f, 1e-15f, 0, 1, 0};
+  struct rng rng = rng_make(8, 1);
+  for (o.step = 1; o.step <= STEPS; o.step++) {
+    for (int64_t g = 0; g < groups; g++) {
+      const float a = (float)(1e-4 * rng_normal(&rng)), b = (float)(1e-4 * rng_normal(&rng));
+      const float sum = a + b, rest = sum - a; /* -sum + (sum - rest) + rest is exactly 0 */
+      gradient[mask_logit_index(COLS, 0, g, 0)] = -sum;
+      gradient[mask_logit_index(COLS, 0, g, 1)] = sum - rest;
+      gradient[mask_logit_index(COLS, 0, g, 2)] = rest;
+    }
+    memcpy(before, logits, count * sizeof *logits);
+    mask_adamw_step(&o, 1, COLS, gradient, logits, first, second, NULL);
+    for (size_t i = 0; i < count; i++)
+      if (!(fabs((double)logits[i] - (double)before[i]) <= 2.4 * (double)o.rate))
+        fail_msg("%s: a logit moved by %g in step %ld, at rate %g", kernel_table()->isa,
+                 (double)logits[i] - (double)before[i], (long)o.step, (double)o.rate);
+  }
+  void *all[] = {logits, before, gradient, first, second};
+  for (int i = 0; i < 5; i++) free(all[i]);
+}
+static void no_update_leaps(void **state) {
+  (void)state;
+  for_each_isa(cancelling_case);
+}
+
 static void thread_case(void) {
   struct problem first = problem_make(300, 260, 64, JOINT, DTYPE_BF16);
   double energy = 0;
@@ -413,6 +447,7 @@ int main(void) {
       cmocka_unit_test(hardening),
       cmocka_unit_test(ties),
       cmocka_unit_test(adamw_equals_six_logits),
+      cmocka_unit_test(no_update_leaps),
       cmocka_unit_test(same_bits_at_any_thread_count),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -242,6 +242,8 @@ INLINE void group_moments(const struct mask_adamw_factors *f, const vf g[SIX], f
     vf root = vf_sqrt(vf_mul(v, vf_set(f->second_scale)));
     u[k] = vf_div(vf_mul(vf_set(f->rate), m), vf_add(root, vf_set(f->epsilon)));
   }
+  /* in this order a NaN stays one */
+  u[STORED] = vf_min(vf_set(f->most), vf_max(vf_set(-f->most), u[STORED]));
 }
 
 static void adamw(const struct mask_adamw_factors *f, int64_t blocks, const float *gradient,

@@ -104,6 +104,7 @@ static float put_factors(struct mask_update_args *args, const struct mask_adamw 
   args->gradient_scale = f.gradient_scale;
   args->epsilon = f.epsilon;
   args->second_scale = f.second_scale;
+  args->most = f.most;
   return f.root_scale;
 }
 

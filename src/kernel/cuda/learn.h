@@ -110,7 +110,7 @@ struct mask_update_args {
   unsigned long long *flips;
   uint32_t rows, cols, groups, row_blocks, code_stride, blocks;
   bool compact;
-  float keep, rate, beta1, beta2, gradient_scale, epsilon, second_scale;
+  float keep, rate, beta1, beta2, gradient_scale, epsilon, second_scale, most;
   double *squares, *parts; /* of gradients: 1, (blocks) */
   uint32_t *counters;      /* (1), zero between launches */
 };

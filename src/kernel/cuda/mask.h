@@ -414,6 +414,8 @@ DEVICE void group_moments(const struct mask_update_args *a, uint64_t at, uint64_
     global_store(second, v);
     u[k] = a->rate * m / (sqrtf(v * a->second_scale) + a->epsilon);
   }
+  if (u[MASK_FIVE] > a->most) u[MASK_FIVE] = a->most;
+  if (u[MASK_FIVE] < -a->most) u[MASK_FIVE] = -a->most;
 }
 
 DEVICE void adamw_body(const struct mask_update_args *a) {

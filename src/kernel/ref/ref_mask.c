@@ -124,6 +124,8 @@ static void group_moments(const struct mask_adamw_factors *f, const double *g, f
     second[k * LANES] = (float)v;
     u[k] = f->rate * m / (sqrt(v * f->second_scale) + f->epsilon);
   }
+  if (u[STORED] > f->most) u[STORED] = f->most;
+  if (u[STORED] < -f->most) u[STORED] = -f->most;
 }
 
 static void adamw(const struct mask_adamw_factors *f, int64_t blocks, const float *gradient,
