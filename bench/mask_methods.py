@@ -230,6 +230,15 @@ class Runner:
             p.data = self.original[name].clone()
             p.requires_grad_(False)
 
+    def shrink(self, strength):
+        """The proximal operator on all matrices, as one: most of the time is PyTorch's calls."""
+        sizes = [p.numel() // 4 for p in self.linears.values()]
+        lam = [strength / self.original[name].square().mean().sqrt().expand(size)
+               for name, size in zip(self.linears, sizes)]
+        y = torch.cat([groups_of(p.data) for p in self.linears.values()])
+        for p, w in zip(self.linears.values(), proximal(y, torch.cat(lam)).split(sizes)):
+            p.data = w.reshape(p.shape)
+
     def proxsparse(self, tokens, seed, o):
         """AdamW on a copy of the weights, the pull to the originals in its loss, and after each
         step the proximal operator with lam = shrink / (mean square of the matrix) ** 1/2, risen
@@ -251,10 +260,7 @@ class Runner:
             loss.backward()
             optimizer.step()
             with torch.no_grad():
-                for name, p in self.linears.items():
-                    y = groups_of(p.data)
-                    lam = o["shrink"] * done / self.original[name].square().mean().sqrt()
-                    p.data = proximal(y, lam.expand(len(y))).reshape(p.shape)
+                self.shrink(o["shrink"] * done)
         masks = {name: top_two(groups_of(p.data.abs())) for name, p in self.linears.items()}
         self.restore()
         return masks
