@@ -44,8 +44,8 @@ struct serve_ops {
   /* Copies `f` to the card. With a pair, `f` are both, joined (fragment_join). */
   enum status (*weight_new)(const struct fragment_matrix *f, enum product_pair pair,
                             struct serve_weight **out, struct error *err);
-  /* The two matrices of a pair as one of all their rows, for more tokens than pairs are made for;
-   * the same memory, which the pair owns. */
+  /* The two matrices of a pair as one of all their rows, for where `joins` says no; the same
+   * memory, which the pair owns. */
   enum status (*weight_plain)(const struct serve_weight *pair, struct serve_weight **out,
                               struct error *err);
   void (*weight_free)(struct serve_weight *w); /* NULL is fine */
@@ -60,9 +60,13 @@ struct serve_ops {
   int (*variants)(const struct serve_weight *w, int64_t tokens,
                   char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX]);
   /* Takes the kernel `name` for first to last tokens from now on. SERVE_DENSE is one for every
-   * matrix of bf16 that is no pair. */
+   * matrix of bf16; of a pair, see `joins`. */
   enum status (*choose)(struct serve_weight *w, int64_t first, int64_t last, const char *name,
                         struct error *err);
+  /* Whether a pair's product is to be taken for so many tokens: no where SERVE_DENSE was chosen,
+   * which means both matrices by whatever is best for them and the activation after it, or where
+   * the card has no kernel of pairs for as many. */
+  bool (*joins)(const struct serve_weight *pair, int64_t tokens);
   /* Seconds that a product takes by the kernel `name`, with operands of the call's shapes. */
   enum status (*time)(struct serve_weight *w, int64_t tokens, const char *name, double *seconds,
                       struct error *err);

@@ -125,7 +125,6 @@ static void place_linears(struct placing *p, const struct linear_site *sites, in
     const int64_t rows = linear_rows(&sites[0].weight), at[2] = {0, rows};
     layer->pair_bias = place_biases(p, sites, 2, at, 2 * rows);
     layer->pair = upload(p, &parts[0], activation);
-    layer->pair_most = PRODUCT_PAIR_PANEL_MAX;
     if (layer->pair)
       p->status = p->to->backend->serve->weight_plain(layer->pair, &out->weight[0], p->err);
   }

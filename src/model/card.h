@@ -1,6 +1,6 @@
 /* A model that decodes on a card: its weights there, and sessions over pages of keys and values.
- * card.c makes the weights, card_session.c runs them; session.c is the face of both kinds of
- * session. */
+ * card.c makes the weights, card_session.h says which files run them; session.c is the face of both
+ * kinds of session. */
 #ifndef TSR_MODEL_CARD_H
 #define TSR_MODEL_CARD_H
 
@@ -19,7 +19,6 @@ struct card_linears {
 struct card_layer {
   struct card_linears qkv, gate_up, o, down;
   struct serve_weight *pair; /* gate and up as one that applies the activation; or NULL */
-  int64_t pair_most;         /* tokens up to which it is taken */
   const uint16_t *pair_bias; /* (2 * intermediate_size) or NULL */
 };
 

@@ -41,8 +41,10 @@ static enum status time_candidate(void *ctx, const struct choice_shape *shape, u
                         err);
 }
 
-/* Kernels for 1 to `most` tokens. *pair_most: of a pair, up to where it beats the dense product. */
-static enum status choose(struct chooser *c, int64_t most, int64_t *pair_most, struct error *err) {
+/* Kernels for 1 to `most` tokens; none where `pair`, of which the weight is the plain form, is
+ * taken in its place. A pair whose dense product wins is left there: serve_ops.joins. */
+static enum status choose(struct chooser *c, int64_t most, const struct serve_weight *pair,
+                          struct error *err) {
   const struct serve_shape s = c->serve->weight_shape(c->weight);
   const struct choice_timer timer = {c, candidates, time_candidate};
   const int64_t unit = s.tiles / SHARES ? s.tiles / SHARES : 1;
@@ -54,22 +56,20 @@ static enum status choose(struct chooser *c, int64_t most, int64_t *pair_most, s
     char name[CHOICE_NAME_MAX];
     uint32_t first;
     last = choice_bucket((uint32_t)tokens, &first);
+    if (pair && c->serve->joins(pair, last)) continue;
     status = choice_pick(c->table, &shape, (uint32_t)last, &timer, name, err);
-    if (status) break;
-    if (s.pair && !strcmp(name, SERVE_DENSE)) break; /* from here on one after the other */
-    status = c->serve->choose(c->weight, first, last, name, err);
-    if (pair_most) *pair_most = last;
+    if (!status) status = c->serve->choose(c->weight, first, last, name, err);
   }
   c->serve->settle(c->weight);
   return status;
 }
 
 static enum status choose_linears(struct chooser *c, struct card_linears *l, int64_t rows,
-                                  struct error *err) {
+                                  const struct serve_weight *pair, struct error *err) {
   enum status status = STATUS_OK;
   for (int i = 0; i < l->weights && !status; i++) {
     c->weight = c->plain = l->weight[i];
-    status = choose(c, rows, NULL, err);
+    status = choose(c, rows, pair, err);
   }
   return status;
 }
@@ -78,16 +78,15 @@ static enum status choose_layer(struct chooser *c, struct card_layer *l, int64_t
                                 struct error *err) {
   enum status status = STATUS_OK;
   if (l->pair) {
-    int64_t most = 0;
     c->weight = l->pair;
     c->plain = l->gate_up.weight[0];
-    status = choose(c, PRODUCT_PAIR_PANEL_MAX, &most, err);
-    if (!status && c->serve->weight_shape(l->pair).kind == FRAGMENT_BF16) l->pair_most = most;
+    status = choose(c, rows, NULL, err);
   }
-  if (!status) status = choose_linears(c, &l->gate_up, rows, err); /* settles the pair's, too */
-  if (!status) status = choose_linears(c, &l->qkv, rows, err);
-  if (!status) status = choose_linears(c, &l->o, rows, err);
-  return status ? status : choose_linears(c, &l->down, rows, err);
+  if (!status)
+    status = choose_linears(c, &l->gate_up, rows, l->pair, err); /* settles the pair's, too */
+  if (!status) status = choose_linears(c, &l->qkv, rows, NULL, err);
+  if (!status) status = choose_linears(c, &l->o, rows, NULL, err);
+  return status ? status : choose_linears(c, &l->down, rows, NULL, err);
 }
 
 enum status card_choose(struct card *card, const struct serve_ops *serve, int64_t rows,

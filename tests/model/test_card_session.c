@@ -99,7 +99,7 @@ static void logits_are_the_cpus(void **state) {
 }
 
 /* Texts of more than a piece: pieces are joined, windows begin inside one; prompts go through the
- * largest panels, and short ones are read in pieces, too. */
+ * largest panels, gate and up as a pair at every length, and short ones are read in pieces, too. */
 static void long_texts_are_the_cpus(void **state) {
   (void)state;
   static const char *const models[] = {"llama", "gemma3"};
@@ -109,6 +109,7 @@ static void long_texts_are_the_cpus(void **state) {
     if (m) append(models[m], 1, 258, 20);
     append(models[m], 0, 5, 3);
     step(models[m], (int64_t[]){0, 1}, 2, 11);
+    assert_int_equal(emulated_card.serves[SERVE_serve_glu], 0);
     close_sides();
   }
 }
@@ -225,6 +226,7 @@ static void kernels_are_chosen(void **state) {
     append("chosen", 0, 0, 20);
     step("chosen", (int64_t[]){0}, 1, 20);
     assert_true(emulated_card.dense_products > 0);
+    assert_true(emulated_card.serves[SERVE_serve_glu] > 0); /* the pair lost, too */
     assert_true(model_placed_bytes(t.placed) > model_step_bytes(t.placed));
     close_sides();
   }
@@ -235,6 +237,7 @@ static void kernels_are_chosen(void **state) {
   append("packed", 0, 0, 20);
   step("packed", (int64_t[]){0}, 1, 20);
   assert_int_equal(emulated_card.dense_products, before);
+  assert_int_equal(emulated_card.serves[SERVE_serve_glu], 0);
   close_sides();
   emulated_dense_cost = 1;
   chooses = false;

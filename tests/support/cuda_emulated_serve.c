@@ -12,6 +12,7 @@
 #include "kernel/cuda/product_kernels.h"
 #include "kernel/cuda/quant_kernels.h"
 #include "kernel/cuda/serve_kernels.h"
+#include "kernel/cuda/tall_kernels.h"
 #include "support/support.h"
 
 enum { BLOCKS = 3, LAUNCHES_MAX = 4096 };
@@ -140,17 +141,22 @@ static const struct panel_kernel {
   enum fragment_kind kind;
   uint32_t panel, threads;
   kernel run;
+  bool tall, pair; /* the pair is one of tall kernels only: others take both */
 } panel_kernels[] = {
-#define PANEL_ENTRY(tokens, threads) {FRAGMENT_BF16, tokens, threads, product_##tokens},
+#define PANEL_ENTRY(tokens, threads) \
+  {FRAGMENT_BF16, tokens, threads, product_##tokens, false, false},
     PRODUCT_KERNELS(PANEL_ENTRY)
 #define QUANT_ENTRY(bits, tokens) \
-  {(bits) == 8 ? FRAGMENT_I8 : FRAGMENT_I4, tokens, 256, product_i##bits##_##tokens},
-        QUANT_KERNELS(QUANT_ENTRY)};
+  {(bits) == 8 ? FRAGMENT_I8 : FRAGMENT_I4, tokens, 256, product_i##bits##_##tokens, false, false},
+        QUANT_KERNELS(QUANT_ENTRY)
+#define TALL_ENTRY(kind, pair, name, tokens) \
+  {FRAGMENT_##kind, tokens, TALL_THREADS, name, true, pair},
+            TALL_KERNELS(TALL_ENTRY)};
 
 struct serve_product {
   const struct panel_kernel *kernel;
   struct product_plan plan;
-  struct product_args args;
+  struct cluster_args args; /* `product` alone for a kernel that is not tall */
   uint32_t most, shared_bytes;
   size_t bytes;      /* of weights */
   const void *dense; /* bf16 (rows, cols): a library's product in place of a kernel's */
@@ -159,19 +165,31 @@ struct serve_product {
 
 static const struct panel_kernel *find(enum fragment_kind kind, uint32_t panel) {
   for (size_t i = 0; i < sizeof panel_kernels / sizeof *panel_kernels; i++)
-    if (panel_kernels[i].kind == kind && panel_kernels[i].panel == panel) return &panel_kernels[i];
+    if (!panel_kernels[i].tall && panel_kernels[i].kind == kind && panel_kernels[i].panel == panel)
+      return &panel_kernels[i];
   return NULL;
 }
 
-/* The panel that holds all tokens, or the largest, and the one below it. */
+static const struct panel_kernel *find_tall(enum fragment_kind kind, bool pair) {
+  for (size_t i = 0; i < sizeof panel_kernels / sizeof *panel_kernels; i++)
+    if (panel_kernels[i].tall && panel_kernels[i].kind == kind && panel_kernels[i].pair == pair)
+      return &panel_kernels[i];
+  return NULL;
+}
+
+/* The panel that holds all tokens, or the largest, and the one below it; for pairs of more tokens
+ * than theirs hold, two strips a block. */
 static int variants(void *ctx, const struct gpu_matrix *m, uint32_t tokens,
                     char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX]) {
   (void)ctx;
   const enum fragment_kind kind = m->host.form.kind;
   uint32_t panel = 8;
   int count = 0;
-  while (panel < tokens && find(kind, 2 * panel) && !(m->pair && panel >= PRODUCT_PAIR_PANEL_MAX))
-    panel *= 2;
+  if (m->pair && tokens > PRODUCT_PAIR_PANEL_MAX) {
+    snprintf(names[0], SERVE_NAME_MAX, "tall_%u", find_tall(kind, true)->panel);
+    return 1;
+  }
+  while (panel < tokens && find(kind, 2 * panel)) panel *= 2;
   for (int i = 0; i < 2 && find(kind, panel); i++, panel /= 2)
     snprintf(names[count++], SERVE_NAME_MAX, "product_%u", panel);
   return count;
@@ -196,53 +214,75 @@ static enum status copy(const void *from, size_t bytes, void **out, struct error
   return emulated_upload(NULL, *out, from, bytes, err);
 }
 
-static enum status product_new(void *ctx, const struct gpu_matrix *m, const void *dense,
-                               uint32_t tokens, const char *name, struct serve_product **out,
-                               struct error *err) {
+/* The plan and the kernel that `name` names; returns how many stages it has. */
+static uint32_t make_plan(struct serve_product *p, const struct gpu_matrix *m, uint32_t tokens,
+                          const char *name, struct error *err) {
   const struct fragment_matrix *f = &m->host;
   const struct product_costs costs = {fragment_tile_bytes(f->form, true),
                                       fragment_tile_bytes(f->form, false)};
-  struct serve_product *p = calloc(1, sizeof *p);
-  uint32_t panel = 0;
-  (void)ctx;
-  assert_null(serve.recording); /* nothing may be made while a record is taken */
-  p->most = tokens;
-  if (!strcmp(name, SERVE_DENSE)) {
-    assert_non_null(p->dense = dense);
-    p->args = (struct product_args){.rows = (uint32_t)m->rows, .cols = (uint32_t)f->cols};
-    p->bytes = (size_t)(m->rows * f->cols) * 2;
-    *out = p;
-    return STATUS_OK;
+  const uint32_t most = emulated_card.block_shared_bytes;
+  uint32_t panel = 0, stages;
+  if (sscanf(name, "tall_%u", &panel) == 1) {
+    assert_non_null(p->kernel = find_tall(f->form.kind, m->pair != PAIR_NONE));
+    must((m->pair ? product_plan_make_pair_clusters : product_plan_make_clusters)(
+             &p->plan, f, m->host_order, tokens, panel, BLOCKS, TALL_STRIPS, costs, err),
+         *err);
+    stages = tall_stages(f->form.kind, panel, most);
+    p->shared_bytes = tall_shared_bytes(f->form.kind, panel, stages);
+    return stages;
   }
   assert_int_equal(sscanf(name, "product_%u", &panel), 1);
   assert_non_null(p->kernel = find(f->form.kind, panel));
   must((m->pair ? product_plan_make_pair : product_plan_make)(&p->plan, f, tokens, panel, BLOCKS,
                                                               costs, err),
        *err);
-  const uint32_t stages = product_stages(f->form.kind, panel, emulated_card.block_shared_bytes);
+  stages = product_stages(f->form.kind, panel, most);
   p->shared_bytes = product_shared_bytes(f->form.kind, panel, stages);
+  return stages;
+}
+
+static enum status product_new(void *ctx, const struct gpu_matrix *m, const void *dense,
+                               uint32_t tokens, const char *name, struct serve_product **out,
+                               struct error *err) {
+  const struct fragment_matrix *f = &m->host;
+  struct serve_product *p = aligned_alloc(64, sizeof *p);
+  memset(p, 0, sizeof *p);
+  (void)ctx;
+  assert_null(serve.recording); /* nothing may be made while a record is taken */
+  p->most = tokens;
+  if (!strcmp(name, SERVE_DENSE)) {
+    assert_non_null(p->dense = dense);
+    p->args.product = (struct product_args){.rows = (uint32_t)m->rows, .cols = (uint32_t)f->cols};
+    p->bytes = (size_t)(m->rows * f->cols) * 2;
+    *out = p;
+    return STATUS_OK;
+  }
+  const uint32_t stages = make_plan(p, m, tokens, name, err);
   p->bytes = f->tile_bytes;
   must(copy(p->plan.segment, p->plan.segments * sizeof *p->plan.segment, &p->segments, err), *err);
-  must(copy(p->plan.first_segment, (BLOCKS + 1) * sizeof *p->plan.first_segment, &p->first_segment,
-            err),
+  must(copy(p->plan.first_segment, (p->plan.blocks + 1) * sizeof *p->plan.first_segment,
+            &p->first_segment, err),
        *err);
   must(share(product_plan_slot_bytes(&p->plan) + 1,
              product_plan_counters(&p->plan) * sizeof(uint32_t), err),
        *err);
-  p->args = (struct product_args){.tiles = m->tiles,
-                                  .columns = m->columns,
-                                  .segments = p->segments,
-                                  .first_segment = p->first_segment,
-                                  .rows = (uint32_t)m->rows,
-                                  .cols = (uint32_t)f->cols,
-                                  .stages = stages,
-                                  .activation = m->pair,
-                                  .gate_strips = m->pair ? (uint32_t)f->strips / 2 : 0,
-                                  .sparse_step_bytes = fragment_step_bytes(f->form, true),
-                                  .dense_step_bytes = fragment_step_bytes(f->form, false),
-                                  .scales = f->form.scales,
-                                  .mins = f->form.mins,
-                                  .row_scales = m->row_scales};
+  p->args.order = m->order;
+  p->args.tiles_per_strip = (uint32_t)f->tiles_per_strip;
+  p->args.cluster = TALL_STRIPS;
+  p->args.product = (struct product_args){.tiles = m->tiles,
+                                          .columns = m->columns,
+                                          .segments = p->segments,
+                                          .first_segment = p->first_segment,
+                                          .rows = (uint32_t)m->rows,
+                                          .cols = (uint32_t)f->cols,
+                                          .stages = stages,
+                                          .activation = m->pair,
+                                          .gate_strips = m->pair ? (uint32_t)f->strips / 2 : 0,
+                                          .sparse_step_bytes = fragment_step_bytes(f->form, true),
+                                          .dense_step_bytes = fragment_step_bytes(f->form, false),
+                                          .scales = f->form.scales,
+                                          .mins = f->form.mins,
+                                          .row_scales = m->row_scales};
   *out = p;
   return STATUS_OK;
 }
@@ -258,24 +298,25 @@ static void product_free(void *ctx, struct serve_product *p) {
 static enum status product_run(void *ctx, struct serve_product *p, const struct gpu_operands *o,
                                uint32_t tokens, struct error *err) {
   (void)ctx, (void)err;
-  struct product_args args = p->args;
+  struct cluster_args whole = p->args;
+  struct product_args *args = &whole.product;
   assert_true(tokens <= p->most && o->x_stride % 8 == 0 && (uintptr_t)o->x % 16 == 0);
-  args.tiles = p->dense ? p->dense : args.tiles;
-  args.x = o->x;
-  args.x_stride = o->x_stride;
-  args.tokens = tokens;
-  args.y = o->y;
-  args.y_stride = o->y_stride;
-  args.y_wide = o->y_wide;
-  args.bias = o->bias;
-  args.residual = o->residual;
-  args.partials = serve.partials;
-  args.counters = serve.counters;
+  if (p->dense) args->tiles = p->dense;
+  args->x = o->x;
+  args->x_stride = o->x_stride;
+  args->tokens = tokens;
+  args->y = o->y;
+  args->y_stride = o->y_stride;
+  args->y_wide = o->y_wide;
+  args->bias = o->bias;
+  args->residual = o->residual;
+  args->partials = serve.partials;
+  args->counters = serve.counters;
   if (!emulated_idle && p->dense)
-    start(NULL, "dense", 0, 0, 0, &args, sizeof args);
+    start(NULL, "dense", 0, 0, 0, args, sizeof *args);
   else if (!emulated_idle)
-    start(p->kernel->run, "product", p->plan.blocks, p->kernel->threads, p->shared_bytes, &args,
-          sizeof args);
+    start(p->kernel->run, "product", p->plan.blocks, p->kernel->threads, p->shared_bytes, &whole,
+          sizeof whole);
   serve.seconds += 1e-9 * (double)p->bytes * (p->dense ? emulated_dense_cost : p->plan.panels);
   emulated_card.dense_products += p->dense != NULL;
   emulated_card.packed_products++;

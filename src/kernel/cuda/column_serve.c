@@ -216,12 +216,23 @@ static enum status choose(struct serve_weight *w, int64_t first, int64_t last, c
   return STATUS_OK;
 }
 
+static const struct range *range_of(const struct serve_weight *w, int64_t tokens) {
+  for (int i = 0; i < w->range_count; i++)
+    if (tokens >= w->ranges[i].first && tokens <= w->ranges[i].last) return &w->ranges[i];
+  return NULL;
+}
+
+static bool joins(const struct serve_weight *pair, int64_t tokens) {
+  char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX];
+  const struct range *range = range_of(pair, tokens);
+  return range ? strcmp(range->name, SERVE_DENSE) != 0 : variants(pair, tokens, names) > 0;
+}
+
 static enum status product_of(struct serve_weight *w, int64_t tokens, struct serve_product **out,
                               struct error *err) {
   char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX];
-  for (int i = 0; i < w->range_count; i++)
-    if (tokens >= w->ranges[i].first && tokens <= w->ranges[i].last)
-      return prepare(w, tokens, w->ranges[i].name, out, err);
+  const struct range *range = range_of(w, tokens);
+  if (range) return prepare(w, tokens, range->name, out, err);
   if (!variants(w, tokens, names))
     return error_set(err, STATUS_REFUSED,
                      "this build has no kernel for a product of %lld tokens on this GPU",
@@ -396,6 +407,7 @@ const struct serve_ops *column_serve_ops(void) {
                                        .weight_shape = weight_shape,
                                        .variants = variants,
                                        .choose = choose,
+                                       .joins = joins,
                                        .time = time_product,
                                        .settle = settle,
                                        .machine = machine,

@@ -171,11 +171,12 @@ static enum status run_dense(const struct gpu *gpu, struct serve_product *p,
 static int variants(void *ctx, const struct gpu_matrix *m, uint32_t tokens,
                     char names[SERVE_VARIANTS_MAX][SERVE_NAME_MAX]) {
   struct gpu_variant found[GPU_VARIANTS_MAX];
-  const int count = gpu_variants(ctx, m->host.form, m->host.strips, tokens, found);
+  const int count = gpu_matrix_variants(ctx, m, tokens, found);
   int kept = 0;
   for (int i = 0; i < count; i++) {
     const bool small = !found[i].cluster && !found[i].tall;
-    if (m->pair && !(small && found[i].panel_tokens <= PRODUCT_PAIR_PANEL_MAX)) continue;
+    /* a pair in several small panels would read its weights for each */
+    if (m->pair && small && tokens > PRODUCT_PAIR_PANEL_MAX) continue;
     gpu_variant_name(found[i], names[kept++]);
   }
   return kept;
@@ -187,7 +188,7 @@ static bool find_variant(struct gpu *gpu, const struct gpu_matrix *m, uint32_t t
   char known[32];
   /* what runs for fewer tokens runs for more, in more panels */
   for (uint32_t most = tokens; most; most = most > 8 ? most / 2 : 0) {
-    const int count = gpu_variants(gpu, m->host.form, m->host.strips, most, found);
+    const int count = gpu_matrix_variants(gpu, m, most, found);
     for (int i = 0; i < count; i++) {
       gpu_variant_name(found[i], known);
       *out = found[i];
