@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/parallel.h"
 #include "base/rng.h"
+#include "kernel/distill.h"
 #include "kernel/linear.h"
 #include "kernel/mask_ops.h"
 #include "kernel/ops.h"
@@ -447,7 +448,8 @@ static void run_cross_entropy(void *ctx) {
 }
 static void run_distill(void *ctx) {
   struct rowwise *r = ctx;
-  distill_loss(r->a, r->b, r->targets, LOGIT_ROWS, VOCAB, 0.5f, 1, r->e, r->d, r->c);
+  distill_loss(r->a, r->b, r->targets, LOGIT_ROWS, VOCAB, (struct distill_rule){.weight = 0.5}, 1,
+               r->e, r->d, r->c);
 }
 
 /* `floats` is how many a pass reads and writes of each element, once. */

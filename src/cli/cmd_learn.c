@@ -109,6 +109,14 @@ static const struct option options[] = {
     REAL("distill", distill,
          "share of the KL from the dense model in the loss, 0 to 1; above 0 a step takes a third "
          "more time"),
+    CHOICE("distill-kind", distill_kind, "forward|reverse|top-k",
+           "that KL: of the dense model to the masked, the other way, or the former over the dense "
+           "model's most likely tokens and all others as one (default: forward)"),
+    COUNT("distill-k", distill_k, "0", 0, DISTILL_TOP_MOST, "how many those are; 0: 64"),
+    REAL(
+        "match", match,
+        "share, in all of the loss, of the relative squared distance from the dense model's states "
+        "behind each block, 0 to 1; its forward pass is the same as for --distill"),
     INPUTS_DEVICE_OPTION(struct learn_options, device),
     {"recompute", OPTION_FLAG, AT(recompute), NULL, 0, 0, NULL, NULL,
      "keep each block's input only and compute the rest again in the backward pass: a fraction of "

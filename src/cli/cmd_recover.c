@@ -11,16 +11,17 @@
 #include "convert/convert.h"
 #include "convert/weights.h"
 #include "learn/recover.h"
+#include "learn/settings.h"
 #include "learn/state_file.h"
 #include "text/tokenizer.h"
 
 struct settings {
   struct common_options common;
   const char *mask, *data, *out, *budget, *teacher;
-  int64_t tokens, window, batch, seed, lora;
-  double rate, distill, checkpoint_every;
+  int64_t tokens, window, batch, seed, lora, distill_k;
+  double rate, distill, match, checkpoint_every;
   bool resume;
-  int precision;
+  int precision, distill_kind;
 };
 
 static const struct option options[] = {
@@ -51,6 +52,16 @@ static const struct option options[] = {
      "the weights themselves"},
     {"distill", OPTION_REAL, offsetof(struct settings, distill), "0", 0, 1, NULL, "W",
      "share of the divergence from the dense model in the loss; the rest is the text's"},
+    {"distill-kind", OPTION_CHOICE, offsetof(struct settings, distill_kind), NULL, 0, 0,
+     "forward|reverse|top-k", NULL,
+     "that divergence: KL(dense || recovered), KL(recovered || dense), or the former over the "
+     "dense "
+     "model's most likely tokens and all others as one (default: forward)"},
+    {"distill-k", OPTION_INT, offsetof(struct settings, distill_k), "0", 0, DISTILL_TOP_MOST, NULL,
+     "K", "how many those are; 0: 64"},
+    {"match", OPTION_REAL, offsetof(struct settings, match), "0", 0, 1, NULL, "W",
+     "share, in all of the loss, of the relative squared distance from the dense model's states "
+     "behind each block"},
     {"teacher", OPTION_TEXT, offsetof(struct settings, teacher), NULL, 0, 0, NULL, "MODEL",
      "that dense model, where the first MODEL is refit or recovered (default: the first MODEL)"},
     {"seed", OPTION_INT, offsetof(struct settings, seed), "0", 0, 9e15, NULL, "K",
@@ -78,8 +89,8 @@ static enum status check(const struct settings *s, struct error *err) {
                      s->budget ? "--tokens and --budget both say what to spend: give one"
                                : "--tokens is missing (or --budget, a time): what to spend");
   if (!s->out) return error_set(err, STATUS_USAGE, "say where the model goes with --out DIR");
-  if (s->teacher && s->distill == 0)
-    return error_set(err, STATUS_USAGE, "--teacher is asked nothing without --distill");
+  if (s->teacher && s->distill == 0 && s->match == 0)
+    return error_set(err, STATUS_USAGE, "--teacher is asked nothing without --distill or --match");
   double seconds;
   char *state = state_of(s);
   const bool unfinished = state_exists(state);
@@ -122,11 +133,12 @@ static enum status report(const struct settings *s, const struct recover_report 
   if (!s->common.json) return STATUS_OK;
   return common_write_json(
       &s->common,
-      json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "path", s->out,
-                "recovered", 1, "weights", (json_int_t)r->weights, "steps", (json_int_t)r->steps,
-                "dense_loss", r->dense_loss, "masked_loss", r->masked_loss, "loss", r->loss,
-                "seconds", r->seconds, "tokens_per_second", r->tokens_per_second, "rate", r->rate,
-                "distill", s->distill, "kl", r->kl, "lora", (json_int_t)s->lora),
+      json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "path",
+                s->out, "recovered", 1, "weights", (json_int_t)r->weights, "steps",
+                (json_int_t)r->steps, "dense_loss", r->dense_loss, "masked_loss", r->masked_loss,
+                "loss", r->loss, "seconds", r->seconds, "tokens_per_second", r->tokens_per_second,
+                "rate", r->rate, "distill", s->distill, "kl", r->kl, "match", s->match, "distance",
+                r->distance, "lora", (json_int_t)s->lora),
       err);
 }
 
@@ -142,7 +154,7 @@ static enum status recover(const struct settings *s, struct model *model,
       .seed = (uint64_t)s->seed,
       .rate = s->rate,
       .lora_rank = s->lora,
-      .distill = s->distill,
+      .objective = {{(enum distill_kind)s->distill_kind, s->distill_k, s->distill}, s->match},
       .teacher = teacher,
       .precision = s->precision < 0 ? precision_fastest() : (enum precision)s->precision};
   struct recover_report result;
@@ -166,15 +178,16 @@ static enum status recover(const struct settings *s, struct model *model,
 
 static enum status run(const struct command *command, void *settings_pointer,
                        struct text_list *positionals, struct error *err) {
-  const struct settings *s = settings_pointer;
+  struct settings *s = settings_pointer;
   struct model *model = NULL, *teacher = NULL;
   struct mask_set masks = {0};
   struct corpus corpus = {0};
   struct windows windows = {0};
   common_apply(&s->common);
   enum status status = check(s, err);
+  if (!status) status = learn_check_distill(&s->distill_kind, &s->distill_k, s->distill, err);
   if (!status) status = model_open(&model, positionals->items[0], err);
-  if (!status && s->distill > 0)
+  if (!status && (s->distill > 0 || s->match > 0))
     status = model_open(&teacher, s->teacher ? s->teacher : positionals->items[0], err);
   if (!status) status = mask_load(&masks, s->mask, err);
   if (!status) {

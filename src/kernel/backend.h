@@ -4,7 +4,7 @@
  * Every pointer to weights, activations, gradients, logits and moments lies in the backend's memory
  * (`alloc`), which only the backend may read: the host's for the CPU, the card's for a GPU. Ids,
  * targets, shapes and settings are the host's. What an operation computes, and its shapes, is said
- * where the CPU's function is declared (kernel/ops.h, linear.h, mask_ops.h).
+ * where the CPU's function is declared (kernel/ops.h, distill.h, linear.h, mask_ops.h).
  *
  * Operations may be queued: they return nothing, and their order is that of the calls. The first
  * that fails is kept, and `download` or `wait`, which stand until all before them is done, say it.
@@ -14,6 +14,7 @@
 #define TSR_KERNEL_BACKEND_H
 
 #include "base/error.h"
+#include "kernel/distill.h"
 #include "kernel/linear.h"
 #include "kernel/mask_compact.h"
 #include "kernel/ops.h"
@@ -112,8 +113,11 @@ struct backend {
   void (*softmax_kl)(const float *reference, const float *model, int64_t rows, int64_t vocab,
                      float *kl, uint8_t *agree);
   void (*distill_loss)(const float *logits, const float *teacher, const int32_t *targets,
-                       int64_t rows, int64_t vocab, float weight, float scale, float *nll,
-                       float *kl, float *dlogits);
+                       int64_t rows, int64_t vocab, struct distill_rule rule, float scale,
+                       float *nll, float *kl, float *dlogits);
+  /* The host's alone; a card has DISTILL_FORWARD only, and NULL here. */
+  void (*match_rows)(const float *x, float *d, const int32_t *targets, int64_t rows, int64_t width,
+                     float share, float scale, float *distance);
 
   /* --- masks; pointers in the source are the backend's --- */
   void (*mask_sample)(const struct mask_source *source, struct matrix_view w, enum dtype out_dtype,

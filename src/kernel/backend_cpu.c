@@ -112,6 +112,7 @@ const struct backend *backend_cpu(void) {
       .score_targets = score_targets,
       .softmax_kl = softmax_kl,
       .distill_loss = distill_loss,
+      .match_rows = match_rows,
       .mask_sample = sample,
       .mask_backward = backward,
       .mask_gradient_squares = gradient_squares,

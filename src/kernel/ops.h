@@ -79,14 +79,6 @@ void score_targets(const float *logits, const int32_t *targets, int64_t rows, in
 void softmax_kl(const float *reference, const float *model, int64_t rows, int64_t vocab, float *kl,
                 uint8_t *agree);
 
-/* Distillation: per row (1 - weight) * nll + weight * kl, with nll (rows) as cross_entropy's and kl
- * (rows) = KL(softmax(teacher) || softmax(logits)). Both and the gradient are zero where the target
- * is -1. dlogits (may be logits itself, not NULL) = scale * (softmax(logits) - (1 - weight) *
- * onehot
- * - weight * softmax(teacher)). */
-void distill_loss(const float *logits, const float *teacher, const int32_t *targets, int64_t rows,
-                  int64_t vocab, float weight, float scale, float *nll, float *kl, float *dlogits);
-
 /* x += y over n elements. */
 void add_inplace(float *x, const float *y, int64_t n);
 /* to = from over n elements that do not overlap. */

@@ -109,8 +109,16 @@ struct kernel_table {
   float (*cross_entropy)(const float *logits, int64_t vocab, int32_t target, float scale,
                          float *dlogits);
   float (*softmax_kl)(const float *reference, const float *model, int64_t vocab, uint8_t *agree);
+  /* A row of distill_loss (kernel/distill.h): by KL(teacher || model), by KL(model || teacher), and
+   * by the former over the tokens whose teacher's logit is at least `least` and the others as one.
+   */
   void (*distill)(const float *logits, const float *teacher, int64_t vocab, int32_t target,
                   float weight, float scale, float *nll, float *kl, float *dlogits);
+  void (*distill_reverse)(const float *logits, const float *teacher, int64_t vocab, int32_t target,
+                          float weight, float scale, float *nll, float *kl, float *dlogits);
+  void (*distill_top)(const float *logits, const float *teacher, int64_t vocab, int32_t target,
+                      float least, float weight, float scale, float *nll, float *kl,
+                      float *dlogits);
   void (*add)(float *x, const float *y, int64_t n);
   double (*sum_squares)(const float *x, int64_t n);
 

@@ -87,6 +87,7 @@ enum status journal_step(struct journal *j, const struct journal_step *s, struct
       s->two_four.tau, "seconds", s->seconds, "mask_seconds", r->mask_seconds, "elapsed",
       s->elapsed_seconds);
   if (set->distill > 0) json_object_set_new(line, "kl", json_real(r->kl));
+  if (set->match > 0) json_object_set_new(line, "distance", json_real(r->distance));
   const struct scalar scalars[] = {
       {"train/loss", r->loss},           {"train/gradient_norm", r->gradient_norm},
       {"train/learning_rate", lr},       {"density/soft", r->density_soft},

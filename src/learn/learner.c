@@ -134,7 +134,8 @@ static enum status init_scratch(struct learner *l, struct error *err) {
   if (status != STATUS_OK) return status;
   status = model_workspace_new(&l->workspace, l->runs, (struct model_shape){s->micro, s->window},
                                true, s->recompute, err);
-  if (status == STATUS_OK && s->distill > 0) status = model_workspace_distill(l->workspace, err);
+  if (status == STATUS_OK && learn_has_teacher(s))
+    status = model_workspace_distill(l->workspace, s->match > 0, err);
   if (!status) model_workspace_set_precision(l->workspace, (enum precision)s->precision);
   return status;
 }
@@ -169,16 +170,32 @@ static enum status measure_weights(struct learner *l, struct error *err) {
   return status;
 }
 
+/* What there is no kernel for on a card. */
+static enum status check_backend(const struct learner *l, struct error *err) {
+  const struct learn_settings *s = &l->settings;
+  if (l->ops->is_host) return STATUS_OK;
+  if (!learn_is_24(s))
+    return error_set(err, STATUS_USAGE,
+                     "--pattern %d:%d is learned on the CPU only: leave out --device", s->keep,
+                     s->of);
+  if (s->distill_kind != DISTILL_FORWARD)
+    return error_set(err, STATUS_USAGE,
+                     "--distill-kind %s is made on the CPU only: leave out --device, or distill by "
+                     "forward",
+                     distill_kind_name[s->distill_kind]);
+  if (s->match > 0)
+    return error_set(err, STATUS_USAGE, "--match is made on the CPU only: leave out --device");
+  return STATUS_OK;
+}
+
 enum status learner_init(struct learner *l, const struct model *model,
                          const struct learn_settings *settings, const bool *skip,
                          struct error *err) {
   *l = (struct learner){.model = model, .settings = *settings, .formed = -1};
   l->ops = settings->backend ? settings->backend : backend_cpu();
-  if (!learn_is_24(settings) && !l->ops->is_host)
-    return error_set(err, STATUS_USAGE,
-                     "--pattern %d:%d is learned on the CPU only: leave out --device",
-                     settings->keep, settings->of);
-  enum status status = init_sites(l, skip, err);
+  enum status status = check_backend(l, err);
+  if (status != STATUS_OK) return status;
+  status = init_sites(l, skip, err);
   if (status == STATUS_OK && learn_uses_tiles(settings)) status = init_tiles(l, err);
   if (status == STATUS_OK) status = init_scratch(l, err);
   if (status == STATUS_OK) status = measure_weights(l, err);
@@ -233,7 +250,7 @@ size_t learner_bytes(const struct model *model, const struct learn_settings *s) 
   if (learn_uses_tiles(s)) bytes += (size_t)tiles * 10 * sizeof(float);
   if (learn_uses_groups(s)) bytes += groups;
   const struct model_shape shape = {s->micro, s->window};
-  if (s->distill > 0) bytes += model_workspace_distill_bytes(model, shape);
+  if (learn_has_teacher(s)) bytes += model_workspace_distill_bytes(model, shape, s->match > 0);
   return bytes + model_workspace_bytes(model, shape, true, s->recompute);
 }
 

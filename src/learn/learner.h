@@ -76,8 +76,9 @@ void learner_free(struct learner *l);
 size_t learner_bytes(const struct model *model, const struct learn_settings *settings);
 
 struct step_result {
-  double loss; /* mean nll per predicted token, in nats */
-  double kl;   /* mean KL from the dense model, in nats; 0 without distillation */
+  double loss;     /* mean nll per predicted token, in nats */
+  double kl;       /* mean divergence from the dense model, in nats; 0 without distillation */
+  double distance; /* mean relative squared distance from its states; 0 without matching */
   double regularizer;
   double density_soft; /* of the last sample */
   double gradient_norm;

@@ -84,7 +84,8 @@ static double head_bytes(const struct model *model, const struct learn_settings 
   const double tokens = (double)(s->micro * s->window), vocab = (double)c->vocab_size;
   int64_t rows = logit_elements / c->vocab_size;
   if (rows < 16) rows = 16;
-  return 4 * least((double)rows, tokens) * vocab * (1 + (c->final_softcap > 0) + (s->distill > 0));
+  return 4 * least((double)rows, tokens) * vocab *
+         (1 + (c->final_softcap > 0) + learn_has_teacher(s));
 }
 
 /* What the CUDA column keeps beside what it is given: both operands of a product in their element
@@ -96,7 +97,7 @@ static double operand_bytes(const struct model *model, const struct learn_settin
   const bool bf16 = s->precision == PRECISION_BF16;
   const double tokens = (double)(s->micro * s->window),
                wide = tokens * (double)c->intermediate_size;
-  const double logits = head / 4 / (1 + (c->final_softcap > 0) + (s->distill > 0));
+  const double logits = head / 4 / (1 + (c->final_softcap > 0) + learn_has_teacher(s));
   double first = 0, second = 0;
   if (bf16) {
     const double heads = tokens * 2 * (double)(c->heads + c->kv_heads);
@@ -121,7 +122,8 @@ struct learn_memory learn_memory_plan(const struct model *model, const struct le
     m.bytes[p][MEMORY_ACTIVATIONS] =
         (double)model_workspace_bytes(model, shape, true, s->recompute) -
         head_bytes(model, s, backend_cpu()->logit_elements) +
-        (s->distill > 0 ? (double)model_workspace_distill_bytes(model, shape) : 0);
+        (learn_has_teacher(s) ? (double)model_workspace_distill_bytes(model, shape, s->match > 0)
+                              : 0);
   }
   m.bytes[MEMORY_CUDA][MEMORY_OPERANDS] =
       operand_bytes(model, s, m.bytes[MEMORY_CUDA][MEMORY_HEAD]);

@@ -76,7 +76,7 @@ struct learn_plan learn_plan_make(const struct model *model, const struct learn_
   plan.gflops = measure_gflops((enum precision)s->precision);
   double second = plan.gflops * 1e9 / OVERHEAD; /* flops that one second does */
   double forward = 2 * (c.linears + c.head);
-  double step_token = 2 * forward + 2 * c.learned + (s->distill > 0 ? forward : 0);
+  double step_token = 2 * forward + 2 * c.learned + (learn_has_teacher(s) ? forward : 0);
   if (second > 0) {
     plan.prior_seconds =
         calibration_tokens

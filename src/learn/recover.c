@@ -25,7 +25,7 @@ struct recovery {
   int32_t *ids;
   float *nll; /* (batch * (length - 1)) */
   int64_t steps, step;
-  double rate, kl;
+  double rate, kl, distance;
   double dense_loss, masked_loss; /* held-out */
   double spent, began, saved;     /* seconds tuning before this process; clocks */
   char *identity;                 /* what a state must agree with, as JSON text */
@@ -54,6 +54,10 @@ static enum status split_windows(struct recovery *r, struct error *err) {
   return STATUS_OK;
 }
 
+static bool has_teacher(const struct recover_settings *s) {
+  return s->objective.distill.weight > 0 || s->objective.match > 0;
+}
+
 static enum status prepare(struct recovery *r, struct error *err) {
   const struct model_shape shape = {r->settings->batch, r->windows->length};
   const size_t tokens = (size_t)(shape.sequences * shape.length);
@@ -70,9 +74,9 @@ static enum status prepare(struct recovery *r, struct error *err) {
   status = model_workspace_new(&r->workspace, r->model, shape, true, false, err);
   if (status != STATUS_OK) return status;
   model_workspace_set_precision(r->workspace, r->settings->precision);
-  if (!(r->settings->distill > 0)) return STATUS_OK;
+  if (!has_teacher(r->settings)) return STATUS_OK;
   INVARIANT(r->settings->teacher && r->settings->teacher != r->model);
-  status = model_workspace_distill(r->workspace, err);
+  status = model_workspace_distill(r->workspace, r->settings->objective.match > 0, err);
   return status ? status : model_workspace_teacher(r->workspace, r->settings->teacher, err);
 }
 
@@ -93,14 +97,19 @@ static enum status identify(struct recovery *r, struct error *err) {
   const struct corpus *text = r->windows->corpus;
   const uint32_t ids = (uint32_t)crc32_z(0, (const void *)text->ids.items,
                                          (size_t)text->ids.count * sizeof *text->ids.items);
+  const struct distill_rule *rule = &s->objective.distill;
   json_t *o =
       json_pack("{s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:s, s:I, s:I, s:I, s:s, s:I}", "tokens",
                 (json_int_t)s->tokens, "seconds", s->seconds, "batch", (json_int_t)s->batch,
                 "window", (json_int_t)r->windows->length, "seed", (json_int_t)s->seed, "rate",
-                r->rate, "distill", s->distill, "precision", precision_name[s->precision],
+                r->rate, "distill", rule->weight, "precision", precision_name[s->precision],
                 "weights", (json_int_t)tuning_sum(&r->tuning), "text", (json_int_t)ids, "windows",
                 (json_int_t)r->windows->count, "teacher",
-                s->distill > 0 ? model_path(s->teacher) : "", "lora", (json_int_t)s->lora_rank);
+                has_teacher(s) ? model_path(s->teacher) : "", "lora", (json_int_t)s->lora_rank);
+  if (o && rule->kind != DISTILL_FORWARD)
+    json_object_set_new(o, "distill_kind", json_string(distill_kind_name[rule->kind]));
+  if (o && rule->top) json_object_set_new(o, "distill_k", json_integer(rule->top));
+  if (o && s->objective.match > 0) json_object_set_new(o, "match", json_real(s->objective.match));
   r->identity = o ? json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
   json_decref(o);
   return r->identity ? STATUS_OK : error_set(err, STATUS_FAILED, "out of memory");
@@ -217,12 +226,13 @@ static enum status gradient(struct recovery *r, double *loss, double *norm, stru
   struct model_losses sums;
   enum status status =
       model_distill(r->model, r->ids, (struct model_shape){batch, length}, 1 / predictions,
-                    r->settings->distill, &tap, r->workspace, &sums, err);
+                    &r->settings->objective, &tap, r->workspace, &sums, err);
   if (status != STATUS_OK) return status;
   *loss = sums.nll / predictions;
   r->kl = sums.kl / predictions;
+  r->distance = sums.distance / predictions;
   *norm = tuning_norm(&r->tuning);
-  if (!isfinite(*loss + r->kl + *norm))
+  if (!isfinite(*loss + r->kl + r->distance + *norm))
     return error_set(err, STATUS_FAILED,
                      "the loss became %g in step %lld: lower --lr (now %g), or look for damaged "
                      "weights in %s",
@@ -318,6 +328,7 @@ enum status recover_run(struct model *model, const struct mask_set *masks,
   report->steps = r.step;
   report->rate = r.rate;
   report->kl = r.kl;
+  report->distance = r.distance;
   report->tokens_per_second =
       (double)(r.step * settings->batch * windows->length) / report->seconds;
   release(&r);

@@ -19,8 +19,10 @@ struct recover_settings {
                   cosine down to 0 */
   int64_t lora_rank; /* above 0: adapters of that rank are tuned in place of the weights
                         themselves and merged under the masks (learn/lora.h) */
-  double distill; /* share of KL(teacher || recovered) in the loss, beside the text's nll: 0 to 1 */
-  const struct model *teacher; /* the dense model, with distill > 0; another than the one tuned */
+  /* What is minimised. With a share of the teacher's, `teacher` is the dense model: another than
+   * the one that is tuned. */
+  struct model_objective objective;
+  const struct model *teacher;
   enum precision precision;
   /* Where the state is kept (learn/state_file.h), made when it is first written: every
    * `checkpoint_seconds`, and when work is interrupted. NULL: nowhere. With `resume`, what lies
@@ -41,7 +43,8 @@ struct recover_report {
   double dense_loss;      /* held-out, nats per token: of the model as it came */
   double masked_loss;     /* with the mask, before */
   double loss;            /* and after */
-  double kl; /* of the last step's tokens, from the teacher, nats per token; 0 without one */
+  double kl;       /* of the last step's tokens: the divergence from the teacher, nats per token, */
+  double distance; /* and from its states; 0 where not asked for */
   double seconds, tokens_per_second;
 };
 

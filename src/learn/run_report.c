@@ -18,11 +18,11 @@ void run_say_budget(const struct learn_request *q, const struct learn_report *r)
       "--budget of %.1f minutes: %.0f tokens/s in %d steps of %lld tokens; beside about %.1f "
       "minutes for the prior and %.1f for held-out losses that is %lld tokens, learned from in "
       "%lld steps of %lld, rates %.2g (tiles) and %.2g (2:4), first temperature of the tiles %.2g, "
-      "distillation %g. --tokens %lld does the same without measuring",
+      "distillation %g, matching %g. --tokens %lld does the same without measuring",
       b->seconds / 60, b->tokens_per_second, b->steps, (long long)b->step_tokens,
       b->prior_seconds / 60, b->heldout_seconds / 60, (long long)s->tokens, (long long)s->steps,
       (long long)(s->batch * s->window), s->lr_tile, s->lr_24, s->tile.tau_first, s->distill,
-      (long long)s->tokens);
+      s->match, (long long)s->tokens);
 }
 
 /* The memory of a dry run, part by part, here and on a card. */
@@ -62,6 +62,8 @@ void run_say_plan(const struct learn_report *r) {
   if (r->dry_run) say_memory(&p->memory);
   if (r->dry_run && !learn_is_24(s))
     log_info("--pattern %d:%d is learned on the CPU only", s->keep, s->of);
+  if (r->dry_run && (s->match > 0 || s->distill_kind != DISTILL_FORWARD))
+    log_info("of what a teacher gives, a card makes --distill by forward only");
 }
 
 json_t *learn_report_figures(const struct learn_report *r) {

@@ -57,6 +57,7 @@ static const struct real_default reals[] = {
     REAL(l1, 0, 1e6, {7, 3, 0}, {7, 3, 0}),
     REAL(l2, 0, 1e6, {0, 0, 0}, {10, 0.1, 1e-5}),
     REAL(distill, 0, 1, {0, 0, 0}, {0, 0, 0}),
+    REAL(match, 0, 1, {0, 0, 0}, {0, 0, 0}),
     REAL(init_std, 0, 1e3, {0.014, 0.014, 0.01}, {0.014, 0.014, 0.01}),
     REAL(prior_strength_tile, 0, 1e3, {3, 3, 3}, {3, 3, 3}),
     REAL(prior_strength_24, 0, 1e3, {5, 5, 5}, {3, 3, 3}),
@@ -74,7 +75,7 @@ void learn_settings_unset(struct learn_settings *s, enum learn_mode mode) {
   memset(s, 0, sizeof *s);
   s->mode = mode;
   s->sparsity = s->speedup = NAN;
-  s->density = s->noise = s->regularizer = s->tile_prior = s->precision = -1;
+  s->density = s->noise = s->regularizer = s->tile_prior = s->precision = s->distill_kind = -1;
   s->warmup_steps = s->evaluations = s->heldout_windows = -1;
   for (int i = 0; i < REALS; i++) *real_at(s, &reals[i]) = NAN;
 }
@@ -213,6 +214,21 @@ static void resolve_choices(struct learn_settings *s) {
   if (!s->tile_cols) s->tile_cols = s->tile_rows;
 }
 
+enum status learn_check_distill(int *kind, int64_t *k, double share, struct error *err) {
+  if (*kind < 0) *kind = DISTILL_FORWARD;
+  if (*kind != DISTILL_FORWARD && !(share > 0))
+    return error_set(err, STATUS_USAGE,
+                     "--distill-kind %s says how --distill teaches, which is 0: give it a share",
+                     distill_kind_name[*kind]);
+  if (*k && *kind != DISTILL_TOP)
+    return error_set(err, STATUS_USAGE, "--distill-k is for --distill-kind top-k, not for %s",
+                     distill_kind_name[*kind]);
+  if (*kind == DISTILL_TOP && !*k) *k = DISTILL_TOP_DEFAULT;
+  if (*k >= 0 && *k <= DISTILL_TOP_MOST) return STATUS_OK;
+  return error_set(err, STATUS_USAGE, "--distill-k is %lld; it takes 1 to %d", (long long)*k,
+                   DISTILL_TOP_MOST);
+}
+
 enum status learn_settings_resolve(struct learn_settings *s, int64_t context, struct error *err) {
   enum status status = check_pattern(s, err);
   if (status == STATUS_OK) status = check_speedup(s, err);
@@ -236,7 +252,7 @@ enum status learn_settings_resolve(struct learn_settings *s, int64_t context, st
       return error_set(err, STATUS_USAGE, "%s is %g; it takes %g to %g", d->name, *value, d->least,
                        d->most);
   }
-  return STATUS_OK;
+  return learn_check_distill(&s->distill_kind, &s->distill_k, s->distill, err);
 }
 
 json_t *learn_settings_to_json(const struct learn_settings *s) {
@@ -256,6 +272,9 @@ json_t *learn_settings_to_json(const struct learn_settings *s) {
   json_object_set_new(o, "precision", json_string(precision_name[s->precision]));
   if (!learn_is_24(s)) json_object_set_new(o, "pattern", json_sprintf("%d:%d", s->keep, s->of));
   if (s->compact) json_object_set_new(o, "storage", json_string("compact"));
+  if (s->distill_kind != DISTILL_FORWARD)
+    json_object_set_new(o, "distill_kind", json_string(distill_kind_name[s->distill_kind]));
+  if (s->distill_k) json_object_set_new(o, "distill_k", json_integer(s->distill_k));
   if (s->costs) {
     json_object_set_new(o, "speedup", json_real(s->speedup));
     json_object_set_new(o, "costs", cost_to_json(s->costs));
@@ -263,6 +282,8 @@ json_t *learn_settings_to_json(const struct learn_settings *s) {
   for (int i = 0; i < REALS; i++) {
     double value;
     memcpy(&value, (const char *)s + reals[i].offset, sizeof value);
+    if (reals[i].offset == offsetof(struct learn_settings, match) && value == 0)
+      continue; /* runs from before there was this setting go on */
     json_object_set_new(o, reals[i].name, json_real(value));
   }
   return o;

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "io/json.h"
 #include "kernel/precision.h"
+#include "model/model.h"
 
 enum learn_mode { LEARN_JOINT, LEARN_TILE, LEARN_MASKLLM, LEARN_MODES };
 extern const char *const learn_mode_name[LEARN_MODES];
@@ -81,6 +82,8 @@ struct learn_settings {
 
   int density, noise, regularizer, tile_prior; /* the enums above */
   int precision;                               /* enum precision, of the model's products */
+  int distill_kind;                            /* enum distill_kind */
+  int64_t distill_k;                           /* tokens of DISTILL_TOP, else 0 */
 
   double lr_tile, lr_24;
   int64_t warmup_steps;
@@ -88,7 +91,8 @@ struct learn_settings {
   double beta1, beta2, adam_eps, weight_decay, clip;
   struct learn_anneal tile, two_four;
   double l1, l2;
-  double distill; /* share of KL(dense model || masked) in the loss, beside the text's nll */
+  double distill; /* share of the divergence from the dense model, beside the text's nll */
+  double match;   /* share, of the whole loss, of the distance from its states between blocks */
 
   double init_std;
   double prior_strength_tile, prior_strength_24;
@@ -102,6 +106,10 @@ void learn_settings_unset(struct learn_settings *settings, enum learn_mode mode)
 enum status learn_settings_resolve(struct learn_settings *settings, int64_t context,
                                    struct error *err);
 
+/* The three settings of distillation that recovery has, too: fills what is unset (kind -1, k 0),
+ * and refuses by name what is asked for without need. */
+enum status learn_check_distill(int *kind, int64_t *k, double share, struct error *err);
+
 /* As one flat JSON object, new reference: what config.json and the record's first line hold, and
  * what --resume compares. */
 json_t *learn_settings_to_json(const struct learn_settings *settings);
@@ -109,6 +117,14 @@ json_t *learn_settings_to_json(const struct learn_settings *settings);
 /* What other patterns do in files and kernels of their own. */
 static inline bool learn_is_24(const struct learn_settings *s) {
   return s->keep == 2 && s->of == 4;
+}
+/* What the model's passes minimise, and whether the dense model has to run for it. */
+static inline struct model_objective learn_objective(const struct learn_settings *s) {
+  return (struct model_objective){{(enum distill_kind)s->distill_kind, s->distill_k, s->distill},
+                                  s->match};
+}
+static inline bool learn_has_teacher(const struct learn_settings *s) {
+  return s->distill > 0 || s->match > 0;
 }
 /* The sparsity when no tile is dense. */
 static inline double learn_most_sparsity(const struct learn_settings *s) {

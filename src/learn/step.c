@@ -163,19 +163,21 @@ static enum status run_micros(struct learner *l, const struct windows *windows,
   const struct model_shape shape = {s->micro, s->window};
   const int64_t micros = s->batch / s->micro;
   const double scale = 1 / (double)(s->batch * (s->window - 1));
-  *sums = (struct model_losses){0, 0};
+  const struct model_objective objective = learn_objective(s);
+  *sums = (struct model_losses){0, 0, 0};
   for (int64_t m = 0; m < micros; m++) {
     struct model_losses here;
     enum status status = draw_sample(l, m, err);
     if (status != STATUS_OK) return status;
     gather_ids(l, windows, train, train_count, m);
     status =
-        model_distill(l->runs, l->ids, shape, scale, s->distill, &tap, l->workspace, &here, err);
+        model_distill(l->runs, l->ids, shape, scale, &objective, &tap, l->workspace, &here, err);
     if (status == STATUS_OK) status = add_regularizer(l, err);
     if (status == STATUS_OK && learn_uses_tiles(s)) status = learner_take_tile_gradient(l, err);
     if (status != STATUS_OK) return status;
     sums->nll += here.nll;
     sums->kl += here.kl;
+    sums->distance += here.distance;
     if (learn_uses_tiles(s))
       tiles_backward(&l->tiles, (enum learn_density)s->density, s->l1 / (double)micros);
   }
@@ -279,13 +281,14 @@ enum status learner_gradient(struct learner *l, const struct windows *windows, c
   *result = (struct step_result){
       .loss = sums.nll / predictions,
       .kl = sums.kl / predictions,
+      .distance = sums.distance / predictions,
       .regularizer = l->regularizer_value,
       .density_soft = learn_uses_tiles(s) ? tiles_density(&l->tiles) : 1 - learn_most_sparsity(s),
       .gradient_norm = norm,
       .learning_rate = schedule_rate(s, l->step),
   };
-  if (!isfinite(result->loss + result->kl))
-    return diverged(l, "loss", result->loss + result->kl, err);
+  const double losses = result->loss + result->kl + result->distance;
+  if (!isfinite(losses)) return diverged(l, "loss", losses, err);
   if (!isfinite(result->gradient_norm))
     return diverged(l, "gradient's norm", result->gradient_norm, err);
   return STATUS_OK;

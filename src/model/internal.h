@@ -127,6 +127,10 @@ struct model_workspace {
   float *teacher;        /* (T, hidden_size): the dense model's normed final hidden states */
   float *teacher_logits; /* (chunk_rows, vocab_size) */
   float *kl;             /* (T) */
+  float *distance;       /* (T), of matched states; NULL without */
+  /* (layers, T, hidden_size), of matched states: the teacher's behind each block, and when this
+   * model has passed it, the gradient there */
+  float *states;
   struct rope_table rope, rope_sliding;
 };
 /* `positions` >= most.length: how far a session may go. */

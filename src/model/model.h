@@ -157,14 +157,16 @@ enum status model_workspace_new(struct model_workspace **out, const struct model
                                 struct model_shape most, bool train, bool checkpoint,
                                 struct error *err);
 void model_workspace_free(struct model_workspace *ws);
-/* Adds to a workspace for training what model_distill needs beyond it. The teacher is the
+/* Adds to a workspace for training what model_distill needs beyond it; with `match`, what a share
+ * of matched states needs: as much as the residual stream behind every block. The teacher is the
  * workspace's model without the tap, until model_workspace_teacher names another: one in the same
  * backend's memory that must outlive the workspace. STATUS_REFUSED unless its activations have the
  * shapes, and its tokens the positions, of the workspace's model. */
-enum status model_workspace_distill(struct model_workspace *ws, struct error *err);
+enum status model_workspace_distill(struct model_workspace *ws, bool match, struct error *err);
 enum status model_workspace_teacher(struct model_workspace *ws, const struct model *teacher,
                                     struct error *err);
-size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most);
+size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most,
+                                     bool match);
 /* Products of passes that use this workspace, forward and backward; PRECISION_FP32 until set.
  * The products inside attention follow it, but for the few rows of a decoded token. */
 void model_workspace_set_precision(struct model_workspace *ws, enum precision precision);
@@ -196,17 +198,26 @@ enum status model_forward(const struct model *model, const int32_t *ids, struct 
 enum status model_train(const struct model *model, const int32_t *ids, struct model_shape shape,
                         double scale, const struct tap *tap, struct model_workspace *ws,
                         double *nll_sum, struct error *err);
-/* The same with a share of distillation: the gradients are those of
- *   scale * ((1 - weight) * nll + weight * kl)
- * summed over the predictions, kl being KL(teacher || this model with the tap). The teacher's
- * forward pass is made first, for its final hidden states; its logits exist beside the others for
- * one chunk at a time. `ws` needs model_workspace_distill. */
+/* The same with a teacher: the gradients are those of
+ *   scale * ((1 - match) * ((1 - weight) * nll + weight * kl) + match * distance)
+ * summed over the predictions; weight and the kind of divergence kl are the rule's
+ * (kernel/distill.h). distance is the mean over blocks of |h - d|^2 / |d|^2, with h and d the
+ * residual stream behind the block in this model with the tap, and in the teacher. Its forward pass
+ * is made first, for its final hidden states; its logits exist beside the others for one chunk at a
+ * time. `ws` needs model_workspace_distill where one of the shares is above 0, with `match` where
+ * that is. */
+struct model_objective {
+  struct distill_rule distill;
+  double match; /* 0 to 1 */
+};
 struct model_losses {
-  double nll, kl; /* sums over predictions, in nats; kl is 0 without distillation */
+  double nll, kl,
+      distance; /* sums over predictions, the first two in nats; 0 where not asked for */
 };
 enum status model_distill(const struct model *model, const int32_t *ids, struct model_shape shape,
-                          double scale, double weight, const struct tap *tap,
-                          struct model_workspace *ws, struct model_losses *sums, struct error *err);
+                          double scale, const struct model_objective *objective,
+                          const struct tap *tap, struct model_workspace *ws,
+                          struct model_losses *sums, struct error *err);
 /* Forward only: nll (sequences * (length - 1)) per prediction. STATUS_REFUSED when one of them is
  * not a number, with the tensor that is to blame (model_train leaves that to its caller). */
 enum status model_nll(const struct model *model, const int32_t *ids, struct model_shape shape,

@@ -37,14 +37,15 @@ enum status model_nll(const struct model *m, const int32_t *ids, struct model_sh
 }
 
 /* The losses of a chunk of rows, from their logits, and the gradient of what is learned. */
-static void chunk_losses(const struct model *m, int64_t first, int64_t rows, double weight,
-                         float scale, struct model_workspace *ws, float *dlogits) {
+static void chunk_losses(const struct model *m, int64_t first, int64_t rows,
+                         struct distill_rule rule, float scale, struct model_workspace *ws,
+                         float *dlogits) {
   const int64_t vocab = m->config.vocab_size;
-  if (weight > 0) {
+  if (rule.weight > 0) {
     model_logits(ws->taught_by, ws->teacher + first * m->config.hidden_size, rows, ws->precision,
                  ws->teacher_logits);
-    ws->ops->distill_loss(ws->logits, ws->teacher_logits, ws->targets + first, rows, vocab,
-                          (float)weight, scale, ws->nll + first, ws->kl + first, dlogits);
+    ws->ops->distill_loss(ws->logits, ws->teacher_logits, ws->targets + first, rows, vocab, rule,
+                          scale, ws->nll + first, ws->kl + first, dlogits);
   } else {
     ws->ops->cross_entropy(ws->logits, ws->targets + first, rows, vocab, scale, ws->nll + first,
                            dlogits);
@@ -63,17 +64,16 @@ static enum status sum_losses(struct model_workspace *ws, const float *losses, i
 
 /* Losses of all rows of ws->normed (T, hidden_size), left in ws->nll and ws->kl, and the gradient:
  * ws->dnormed. */
-static void head_losses(const struct model *m, const int32_t *ids, struct model_shape shape,
-                        double weight, float scale, struct model_workspace *ws) {
+static void head_losses(const struct model *m, struct model_shape shape, struct distill_rule rule,
+                        float scale, struct model_workspace *ws) {
   int64_t tokens = shape_tokens(shape), vocab = m->config.vocab_size;
   double cap = m->config.final_softcap;
   float *dlogits = cap > 0 ? ws->capped : ws->logits;
-  set_targets(ids, shape, ws->targets);
   for (int64_t first = 0, rows; first < tokens; first += rows) {
     int64_t at = first * m->config.hidden_size;
     rows = chunk_rows(ws, first, tokens);
     model_logits(m, ws->normed + at, rows, ws->precision, ws->logits);
-    chunk_losses(m, first, rows, weight, scale, ws, dlogits);
+    chunk_losses(m, first, rows, rule, scale, ws, dlogits);
     if (cap > 0) ws->ops->softcap_backward(dlogits, ws->logits, rows * vocab, cap);
     ws->ops->linear_backward_input(&m->lm_head, dlogits, rows, ws->precision, ws->dnormed + at,
                                    false);
@@ -91,46 +91,90 @@ static struct block_run train_run(const struct model *m, int layer, struct model
 enum status model_train(const struct model *m, const int32_t *ids, struct model_shape shape,
                         double scale, const struct tap *tap, struct model_workspace *ws,
                         double *nll_sum, struct error *err) {
+  const struct model_objective text = {{DISTILL_FORWARD, 0, 0}, 0};
   struct model_losses sums;
-  enum status status = model_distill(m, ids, shape, scale, 0, tap, ws, &sums, err);
+  enum status status = model_distill(m, ids, shape, scale, &text, tap, ws, &sums, err);
   if (status == STATUS_OK) *nll_sum = sums.nll;
   return status;
 }
 
-enum status model_distill(const struct model *m, const int32_t *ids, struct model_shape shape,
-                          double scale, double weight, const struct tap *tap,
-                          struct model_workspace *ws, struct model_losses *sums,
-                          struct error *err) {
-  INVARIANT(ws->train && ws->model == m && shape.length <= ws->positions);
-  INVARIANT(shape_tokens(shape) <= shape_tokens(ws->most));
-  INVARIANT(weight >= 0 && weight <= 1 && (weight == 0 || ws->teacher));
-  const struct model_config *c = &m->config;
-  int64_t tokens = shape_tokens(shape);
-  enum status status = STATUS_OK;
-  if (weight > 0) status = model_forward(ws->taught_by, ids, shape, NULL, ws, ws->teacher, err);
-  if (status == STATUS_OK) status = model_embed(m, ids, tokens, ws->hidden, err);
-  if (status != STATUS_OK) return status;
-  for (int i = 0; i < c->layers; i++) {
-    struct block_run run = train_run(m, i, shape, tap, ws);
-    ws->ops->copy_floats(ws->inputs[i], ws->hidden, tokens * c->hidden_size);
-    block_forward(&run, ws->hidden);
+/* The teacher's states behind block `layer`, or the gradient there. */
+static float *states_behind(const struct model_workspace *ws, int layer, int64_t tokens) {
+  return ws->states + layer * tokens * ws->model->config.hidden_size;
+}
+
+/* The teacher's pass: its final states, normed, and with `match` those behind each block. */
+static enum status teach(const int32_t *ids, struct model_shape shape, bool match,
+                         struct model_workspace *ws, struct error *err) {
+  const struct model *m = ws->taught_by;
+  const int64_t tokens = shape_tokens(shape);
+  if (!match) return model_forward(m, ids, shape, NULL, ws, ws->teacher, err);
+  enum status status = model_embed(m, ids, tokens, ws->hidden, err);
+  for (int i = 0; i < m->config.layers && status == STATUS_OK; i++) {
+    model_block(m, i, shape, ws->hidden, NULL, ws);
+    ws->ops->copy_floats(states_behind(ws, i, tokens), ws->hidden, tokens * m->config.hidden_size);
   }
-  ws->ops->rmsnorm_forward(ws->hidden, m->final_norm, c->norm_plus_one, c->rms_eps, tokens,
-                           c->hidden_size, ws->normed, ws->inverse_final);
-  head_losses(m, ids, shape, weight, (float)scale, ws);
-  ws->ops->rmsnorm_backward(ws->dnormed, ws->hidden, m->final_norm, c->norm_plus_one,
-                            ws->inverse_final, tokens, c->hidden_size, ws->dhidden, false);
-  for (int i = c->layers - 1; i >= 0; i--) {
+  if (status == STATUS_OK) model_final_norm(m, ws->hidden, tokens, ws->teacher);
+  return status;
+}
+
+static void forward_blocks(const struct model *m, struct model_shape shape, float match,
+                           const struct tap *tap, struct model_workspace *ws) {
+  const int64_t tokens = shape_tokens(shape), width = m->config.hidden_size;
+  for (int i = 0; i < m->config.layers; i++) {
+    struct block_run run = train_run(m, i, shape, tap, ws);
+    ws->ops->copy_floats(ws->inputs[i], ws->hidden, tokens * width);
+    block_forward(&run, ws->hidden);
+    if (match > 0)
+      ws->ops->match_rows(ws->hidden, states_behind(ws, i, tokens), ws->targets, tokens, width,
+                          1 / (float)m->config.layers, match, ws->distance);
+  }
+}
+
+static void backward_blocks(const struct model *m, struct model_shape shape, bool match,
+                            const struct tap *tap, struct model_workspace *ws) {
+  const int64_t tokens = shape_tokens(shape), width = m->config.hidden_size;
+  for (int i = m->config.layers - 1; i >= 0; i--) {
     struct block_run run = train_run(m, i, shape, tap, ws);
     if (ws->checkpoint) {
-      ws->ops->copy_floats(ws->hidden, ws->inputs[i], tokens * c->hidden_size);
+      ws->ops->copy_floats(ws->hidden, ws->inputs[i], tokens * width);
       run.repeated = true;
       block_forward(&run, ws->hidden);
     }
+    if (match) ws->ops->add_inplace(ws->dhidden, states_behind(ws, i, tokens), tokens * width);
     block_backward(&run, ws->dhidden);
   }
-  *sums = (struct model_losses){0, 0};
+}
+
+enum status model_distill(const struct model *m, const int32_t *ids, struct model_shape shape,
+                          double scale, const struct model_objective *objective,
+                          const struct tap *tap, struct model_workspace *ws,
+                          struct model_losses *sums, struct error *err) {
+  const struct distill_rule rule = objective->distill;
+  const bool match = objective->match > 0, taught = rule.weight > 0 || match;
+  const struct model_config *c = &m->config;
+  const int64_t tokens = shape_tokens(shape);
+  INVARIANT(ws->train && ws->model == m && shape.length <= ws->positions);
+  INVARIANT(tokens <= shape_tokens(ws->most));
+  INVARIANT(rule.weight >= 0 && rule.weight <= 1 && (!taught || ws->teacher));
+  INVARIANT(objective->match >= 0 && objective->match <= 1 && (!match || ws->states));
+  set_targets(ids, shape, ws->targets);
+  enum status status = taught ? teach(ids, shape, match, ws, err) : STATUS_OK;
+  if (status == STATUS_OK) status = model_embed(m, ids, tokens, ws->hidden, err);
+  if (status != STATUS_OK) return status;
+  if (match) ws->ops->clear(ws->distance, (size_t)tokens * sizeof *ws->distance);
+  forward_blocks(m, shape, (float)(scale * objective->match), tap, ws);
+  ws->ops->rmsnorm_forward(ws->hidden, m->final_norm, c->norm_plus_one, c->rms_eps, tokens,
+                           c->hidden_size, ws->normed, ws->inverse_final);
+  head_losses(m, shape, rule, (float)(scale * (1 - objective->match)), ws);
+  ws->ops->rmsnorm_backward(ws->dnormed, ws->hidden, m->final_norm, c->norm_plus_one,
+                            ws->inverse_final, tokens, c->hidden_size, ws->dhidden, false);
+  backward_blocks(m, shape, match, tap, ws);
+  *sums = (struct model_losses){0, 0, 0};
   status = sum_losses(ws, ws->nll, tokens, &sums->nll, err);
-  if (status == STATUS_OK && weight > 0) status = sum_losses(ws, ws->kl, tokens, &sums->kl, err);
+  if (status == STATUS_OK && rule.weight > 0)
+    status = sum_losses(ws, ws->kl, tokens, &sums->kl, err);
+  if (status == STATUS_OK && match)
+    status = sum_losses(ws, ws->distance, tokens, &sums->distance, err);
   return status;
 }

@@ -207,21 +207,27 @@ enum status model_workspace_new(struct model_workspace **out, const struct model
   return workspace_make(out, model, most, most.length, train, checkpoint, err);
 }
 
-static void carve_teacher(struct carver *c, struct model_workspace *ws) {
+static void carve_teacher(struct carver *c, struct model_workspace *ws, bool match) {
   const struct model_config *config = &ws->model->config;
   ws->teacher = carve(c, shape_tokens(ws->most), config->hidden_size);
   ws->teacher_logits = carve(c, ws->chunk_rows, config->vocab_size);
   ws->kl = carve(c, shape_tokens(ws->most), 1);
+  if (!match) return;
+  ws->distance = carve(c, shape_tokens(ws->most), 1);
+  ws->states = carve(c, config->layers * shape_tokens(ws->most), config->hidden_size);
 }
 
-enum status model_workspace_distill(struct model_workspace *ws, struct error *err) {
+enum status model_workspace_distill(struct model_workspace *ws, bool match, struct error *err) {
   struct carver carver = {0};
   INVARIANT(ws->train && !ws->teacher);
-  carve_teacher(&carver, ws);
+  carve_teacher(&carver, ws, match);
+  if (carver.overflow)
+    return error_set(err, STATUS_FAILED, "windows of %lld x %lld tokens are too large to match",
+                     (long long)ws->most.sequences, (long long)ws->most.length);
   enum status status = ws->ops->alloc(carver.used * sizeof(float), (void **)&carver.base, err);
   if (status != STATUS_OK) return status;
   carver.used = 0;
-  carve_teacher(&carver, ws); /* the first array is where the allocation begins */
+  carve_teacher(&carver, ws, match); /* the first array is where the allocation begins */
   return STATUS_OK;
 }
 
@@ -247,10 +253,11 @@ enum status model_workspace_teacher(struct model_workspace *ws, const struct mod
   return STATUS_OK;
 }
 
-size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most) {
+size_t model_workspace_distill_bytes(const struct model *model, struct model_shape most,
+                                     bool match) {
   struct model_workspace ws = blank(model, most, most.length, true, false);
   struct carver carver = {0};
-  carve_teacher(&carver, &ws);
+  carve_teacher(&carver, &ws, match);
   return carver.used * sizeof(float);
 }
 

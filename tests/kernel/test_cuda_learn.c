@@ -222,6 +222,7 @@ static void losses_match(void **state) {
   enum { ROWS = 4 };
   for (size_t i = 0; i < 3; i++) {
     const int64_t vocab = vocabs[i];
+    const struct distill_rule rule = {.weight = 0.3};
     const size_t count = (size_t)(ROWS * vocab);
     open_card();
     struct array *logits = normals(count, 1, 3), *teacher = normals(count, 2, 3);
@@ -229,7 +230,7 @@ static void losses_match(void **state) {
                  *agree = array_of(NULL, ROWS);
     struct array *d = array_of(NULL, count * 4);
     EACH_SIDE {
-      b->distill_loss(AT(logits), AT(teacher), targets, ROWS, vocab, 0.3f, 0.5f, AT(nll), AT(kl),
+      b->distill_loss(AT(logits), AT(teacher), targets, ROWS, vocab, rule, 0.5f, AT(nll), AT(kl),
                       AT(d));
     }
     check_floats("distillation's nll", nll, 1e-5);

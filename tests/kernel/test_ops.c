@@ -4,6 +4,7 @@
 
 #include "base/parallel.h"
 #include "kernel/cholesky.h"
+#include "kernel/distill.h"
 #include "kernel/ops.h"
 #include "support/isa.h"
 
@@ -197,7 +198,8 @@ static void distill_cases(void) {
     fill_normal(logits, (size_t)(ROWS * n), 15, 4);
     fill_normal(teacher, (size_t)(ROWS * n), 16, 4);
     memcpy(d, logits, sizeof d);
-    distill_loss(d, teacher, targets, ROWS, n, weight, scale, nll, kl, d);
+    distill_loss(d, teacher, targets, ROWS, n, (struct distill_rule){.weight = weight}, scale, nll,
+                 kl, d);
     assert_true(nll[1] == 0 && kl[1] == 0);
     for (int64_t r = 0; r < ROWS; r++) {
       const float *s = logits + r * n, *t = teacher + r * n;
@@ -213,13 +215,15 @@ static void distill_cases(void) {
       assert_near("distilled nll", nll[r], -log_softmax_at(s, n, targets[r]), 1e-6);
       assert_near("distilled kl", kl[r], want, 2e-6);
     }
-    distill_loss(logits, logits, targets, ROWS, n, 1, scale, nll, kl, d);
+    distill_loss(logits, logits, targets, ROWS, n, (struct distill_rule){.weight = 1}, scale, nll,
+                 kl, d);
     for (int64_t i = 0; i < ROWS * n; i++) assert_true(fabsf(d[i]) < 1e-7f);
     for (int r = 0; r < ROWS; r++) assert_true(fabsf(kl[r]) < 1e-6f);
   }
   teacher[0] = NAN;
   int32_t target = 1;
-  distill_loss(logits, teacher, &target, 1, 700, 0.5f, 1, nll, kl, d);
+  distill_loss(logits, teacher, &target, 1, 700, (struct distill_rule){.weight = 0.5}, 1, nll, kl,
+               d);
   assert_true(isnan(kl[0]) && !isnan(nll[0]));
 }
 static void distillation_is_right(void **state) {

@@ -467,6 +467,28 @@ static void too_little_memory_is_said(void **state) {
   emulated_close();
 }
 
+static void what_has_no_kernel_is_refused(void **state) {
+  (void)state;
+  struct model *model;
+  struct learner l;
+  must(model_open(&model, golden("models/llama"), &err), err);
+  bool *skip = mem_alloc((size_t)model_site_count(model), sizeof *skip, &err);
+  for (int i = 0; i < 3; i++) {
+    struct learn_settings s = tiny_settings(LEARN_JOINT, PRECISION_FP32);
+    s.backend = emulated_open(256 << 20);
+    if (i == 0) s.match = 0.5;
+    if (i) s.distill = 0.5;
+    if (i) s.distill_kind = i == 1 ? DISTILL_REVERSE : DISTILL_TOP;
+    must(learn_settings_resolve(&s, WINDOW, &err), err);
+    assert_int_equal(learner_init(&l, model, &s, skip, &err), STATUS_USAGE);
+    assert_non_null(strstr(err.text, i ? "--distill-kind" : "--match"));
+    assert_non_null(strstr(err.text, "on the CPU only"));
+    emulated_close();
+  }
+  mem_free(skip);
+  model_close(model);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(steps_match_the_cpu),
@@ -478,6 +500,7 @@ int main(void) {
       cmocka_unit_test(the_same_bits_again),
       cmocka_unit_test(checkpoints_go_either_way),
       cmocka_unit_test(too_little_memory_is_said),
+      cmocka_unit_test(what_has_no_kernel_is_refused),
       cmocka_unit_test(the_plan_is_what_is_taken),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

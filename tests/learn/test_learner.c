@@ -8,6 +8,7 @@
 #include "base/parallel.h"
 #include "learn/cost.h"
 #include "learn/learner.h"
+#include "learn/memory.h"
 #include "learn/plan.h"
 #include "support/support.h"
 
@@ -105,8 +106,8 @@ static void make_learner(struct learner *l, const struct learn_settings *s) {
 static double objective(struct learner *l) {
   struct step_result r;
   must(learner_gradient(l, &windows, train, TOKENS / WINDOW, &r, &err), err);
-  const double share = l->settings.distill;
-  double total = (1 - share) * r.loss + share * r.kl -
+  const double share = l->settings.distill, match = l->settings.match;
+  double total = (1 - match) * ((1 - share) * r.loss + share * r.kl) + match * r.distance -
                  schedule_regularizer(&l->settings, l->step) * r.regularizer;
   if (l->settings.density == DENSITY_SOFT && learn_uses_tiles(&l->settings))
     total += l->settings.l1 * tiles_density_error(&l->tiles);
@@ -156,6 +157,9 @@ static void whole_path_matches_differences(void **state) {
         s.precision = PRECISION_FP32; /* rounding has no derivative */
         s.noise = noise;
         s.distill = noise == NOISE_STEP ? 0 : noise == NOISE_MICRO ? 0.6 : 1;
+        s.distill_kind = noise == NOISE_MICRO ? DISTILL_REVERSE : DISTILL_TOP;
+        s.distill_k = 5;
+        s.match = noise == NOISE_MICRO ? 0 : 0.3;
         s.regularizer = 1 + (mode + rule + noise) % 3;
         if (s.regularizer == REGULARIZER_MASKLLM) s.l2 = 1e-3;
         struct learner l;
@@ -375,6 +379,17 @@ static void bytes_per_weight_are_as_documented(void **state) {
   const int64_t more = tokens * (model_config(model)->hidden_size + vocab + 1) * 4;
   const int64_t got = (int64_t)learner_bytes(model, &tile) - plain;
   assert_true(got >= more && got < more + 3 * 64);
+  const struct model_config *c = model_config(model);
+  const int64_t states = tokens * (c->layers * c->hidden_size + 1) * 4;
+  bool *skip = mem_alloc((size_t)model_site_count(model), sizeof *skip, &err);
+  struct learn_memory without = learn_memory_plan(model, &tile, skip);
+  tile.match = 0.5;
+  struct learn_memory with = learn_memory_plan(model, &tile, skip);
+  const int64_t matched = (int64_t)learner_bytes(model, &tile) - plain - got;
+  assert_true(matched >= states && matched < states + 2 * 64);
+  assert_true(learn_memory_total(&with, MEMORY_CPU) - learn_memory_total(&without, MEMORY_CPU) ==
+              (double)matched);
+  mem_free(skip);
 }
 
 static void bad_numbers_stop_the_run(void **state) {

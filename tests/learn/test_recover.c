@@ -150,7 +150,7 @@ static void the_teacher_is_followed(void **state) {
   for (int taught = 0; taught < 2; taught++) {
     struct model *model = open_llama();
     struct recover_settings s = gentle;
-    s.distill = taught;
+    s.objective.distill.weight = taught;
     s.teacher = dense;
     must(recover_run(model, &masks, &windows, &s, &report, &err), err);
     far[taught] = divergence(dense, model);
@@ -161,7 +161,7 @@ static void the_teacher_is_followed(void **state) {
   assert_true(far[1] < 0.7 * before && far[1] < 0.7 * far[0]);
   struct recover_settings s = gentle;
   must(model_open(&stranger, golden("models/gemma3"), &err), err);
-  s.distill = 1;
+  s.objective.distill.weight = 1;
   s.teacher = stranger;
   assert_int_equal(recover_run(masked, &masks, &windows, &s, &report, &err), STATUS_REFUSED);
   assert_non_null(strstr(err.text, "cannot teach"));
@@ -253,7 +253,7 @@ static void stopped_run_goes_on(int64_t rank, const char *dir) {
   struct model *teacher = open_llama();
   s.lora_rank = rank;
   s.tokens = 5 * 4 * WINDOW;
-  s.distill = 0.5;
+  s.objective = (struct model_objective){{DISTILL_TOP, 5, 0.5}, 0.3};
   struct model *straight = tune(s, teacher, STATUS_OK, &whole), *model;
   s.state = dir;
   s.checkpoint_seconds = 1e9;

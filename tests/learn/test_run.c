@@ -46,12 +46,14 @@ static int make_inputs(void **state) {
 enum { OUTPUT_BYTES = 1 << 16 };
 static char output[OUTPUT_BYTES];
 static int learn(const char *prefix, const char *mode, const char *run, const char *more) {
-  return run_command(output, sizeof output,
-                     "%s %s learn %s --mode %s %s --data %s --tokens 1536 --window 16 --batch 4 "
-                     "--micro 2 --tile 8 --seed 5 --out %s %s %s",
-                     prefix, program(), model, mode,
-                     strcmp(mode, "maskllm") ? "--sparsity 35%" : "", text, run,
-                     strcmp(mode, "joint") ? "" : "--distill 0.4 --precision bf16", more);
+  return run_command(
+      output, sizeof output,
+      "%s %s learn %s --mode %s %s --data %s --tokens 1536 --window 16 --batch 4 "
+      "--micro 2 --tile 8 --seed 5 --out %s %s %s",
+      prefix, program(), model, mode, strcmp(mode, "maskllm") ? "--sparsity 35%" : "", text, run,
+      strcmp(mode, "joint") ? ""
+                            : "--distill 0.4 --distill-kind reverse --match 0.3 --precision bf16",
+      more);
 }
 
 static void same_files(const char *a, const char *b) {

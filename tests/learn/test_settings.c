@@ -70,6 +70,45 @@ static void what_is_given_stays(void **state) {
   json_decref(b);
 }
 
+static void refused(const char *because, int kind, int64_t k, double share, double match) {
+  struct learn_settings s;
+  learn_settings_unset(&s, LEARN_TILE);
+  s.sparsity = 0.25;
+  s.tokens = 20000;
+  s.distill = share;
+  s.distill_kind = kind;
+  s.distill_k = k;
+  s.match = match;
+  assert_int_equal(learn_settings_resolve(&s, 2048, &err), STATUS_USAGE);
+  assert_non_null(strstr(err.text, because));
+}
+
+static void ways_to_distill(void **state) {
+  struct learn_settings s;
+  learn_settings_unset(&s, LEARN_TILE);
+  s.sparsity = 0.25;
+  s.tokens = 20000;
+  s.distill = 0.5;
+  s.distill_kind = DISTILL_TOP;
+  s.match = 0.25;
+  must(learn_settings_resolve(&s, 2048, &err), err);
+  must(learn_settings_resolve(&s, 2048, &err), err);
+  json_t *o = learn_settings_to_json(&s);
+  assert_string_equal(json_string_value(json_object_get(o, "distill_kind")), "top-k");
+  assert_int_equal(json_integer_value(json_object_get(o, "distill_k")), DISTILL_TOP_DEFAULT);
+  assert_true(json_real_value(json_object_get(o, "match")) == 0.25);
+  json_decref(o);
+  s = resolved(LEARN_TILE, 20000, 2048); /* what runs of before these settings have */
+  o = learn_settings_to_json(&s);
+  assert_null(json_object_get(o, "distill_kind"));
+  assert_null(json_object_get(o, "match"));
+  json_decref(o);
+  refused("give it a share", DISTILL_REVERSE, 0, 0, 0);
+  refused("is for --distill-kind top-k", DISTILL_REVERSE, 5, 1, 0);
+  refused("takes 1 to 1024", DISTILL_TOP, 1025, 1, 0);
+  refused("match is 1.5", -1, 0, 0, 1.5);
+}
+
 static void schedules_begin_and_end_where_they_should(void **state) {
   struct learn_settings s = resolved(LEARN_TILE, 20000, 2048);
   struct relaxation first = schedule_relaxation(&s.tile, 0, s.steps);
@@ -97,6 +136,7 @@ int main(void) {
       cmocka_unit_test(budgets_are_spent),
       cmocka_unit_test(the_papers_budget_gives_its_settings),
       cmocka_unit_test(what_is_given_stays),
+      cmocka_unit_test(ways_to_distill),
       cmocka_unit_test(schedules_begin_and_end_where_they_should),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

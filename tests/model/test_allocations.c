@@ -98,9 +98,10 @@ static void training_step(void **state) {
     long before = atomic_load(&allocations);
     must(model_train(model, ids, shape, 1, &tap, ws, &loss, &err), err);
     assert_int_equal(atomic_load(&allocations) - before, 0);
-    must(model_workspace_distill(ws, &err), err);
+    const struct model_objective taught = {{.weight = 0.5}, 0.5};
+    must(model_workspace_distill(ws, true, &err), err);
     before = atomic_load(&allocations);
-    must(model_distill(model, ids, shape, 1, 0.5, &tap, ws, &losses, &err), err);
+    must(model_distill(model, ids, shape, 1, &taught, &tap, ws, &losses, &err), err);
     assert_int_equal(atomic_load(&allocations) - before, 0);
     model_workspace_free(ws);
   }

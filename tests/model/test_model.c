@@ -422,7 +422,8 @@ static const struct linear_weight *moved_weight(void *ctx, const struct linear_s
   return site->index == m->direction.site ? &m->weight : NULL;
 }
 
-static double distilled_at(struct moved *m, double weight, float step, struct model_losses *sums) {
+static double distilled_at(struct moved *m, const struct model_objective *o, float step,
+                           struct model_losses *sums) {
   const struct linear_site *site = model_site(m->direction.model, m->direction.site);
   const struct tap tap = {.ctx = m, .weight = moved_weight, .gradient = along};
   const int64_t rows = linear_rows(&site->weight), cols = linear_cols(&site->weight);
@@ -431,12 +432,15 @@ static double distilled_at(struct moved *m, double weight, float step, struct mo
   for (int64_t i = 0; i < rows * cols; i++) w[i] = m->base[i] + step * m->direction.d[i];
   m->weight.dense = (struct matrix_view){w, DTYPE_F32, rows, cols};
   m->direction.slope = 0;
-  must(model_workspace_new(&ws, m->direction.model, shape, true, true, &err), err);
-  must(model_workspace_distill(ws, &err), err);
-  must(model_distill(m->direction.model, ids, shape, 0.5, weight, &tap, ws, sums, &err), err);
+  const bool checkpoint = m->direction.site % 2 == 0;
+  must(model_workspace_new(&ws, m->direction.model, shape, true, checkpoint, &err), err);
+  must(model_workspace_distill(ws, o->match > 0, &err), err);
+  must(model_distill(m->direction.model, ids, shape, 0.5, o, &tap, ws, sums, &err), err);
   model_workspace_free(ws);
   mem_free(w);
-  return 0.5 * ((1 - weight) * sums->nll + weight * sums->kl);
+  const double weight = o->distill.weight;
+  return 0.5 * ((1 - o->match) * ((1 - weight) * sums->nll + weight * sums->kl) +
+                o->match * sums->distance);
 }
 
 /* The divergence over the predictions, from whole logits of the two. */
@@ -463,23 +467,33 @@ static double divergence_of(struct moved *m) {
   return sum;
 }
 
+/* The slope along `d` by the tap's gradients and by differences. */
+static void check_objective(struct moved *m, const struct model_objective *o) {
+  const float step = 2e-3f, away = 0.05f;
+  const char *name = model_site(m->direction.model, m->direction.site)->name;
+  struct model_losses sums;
+  const double up = distilled_at(m, o, away + step, &sums);
+  const double down = distilled_at(m, o, away - step, &sums);
+  const double measured = (up - down) / (2 * (double)step);
+  distilled_at(m, o, away, &sums);
+  const double computed = m->direction.slope;
+  if (fabs(measured - computed) > 0.01 * fabs(measured) + 0.02)
+    fail_msg("slope along %s, %s at %g, match %g: %g measured, %g computed", name,
+             distill_kind_name[o->distill.kind], o->distill.weight, o->match, measured, computed);
+}
+
 static void check_distilled(struct model *model, int site, double weight) {
   const int64_t size = site_size(model_site(model, site));
-  const float step = 2e-3f, away = 0.05f;
+  const float away = 0.05f;
   float *d = floats(size);
   struct moved m = {.direction = {.model = model, .site = site, .d = d, .dw = floats(size)},
                     .base = floats(size)};
-  struct model_losses sums, other;
+  const struct model_objective forward = {{.weight = weight}, 0};
+  struct model_losses sums;
   model_site_expand(model, site, m.base);
   fill_normal(d, (size_t)size, (uint64_t)site + 1, 1);
-  double up = distilled_at(&m, weight, away + step, &other);
-  double down = distilled_at(&m, weight, away - step, &other);
-  double measured = (up - down) / (2 * (double)step);
-  distilled_at(&m, weight, away, &sums);
-  const double computed = m.direction.slope;
-  if (fabs(measured - computed) > 0.01 * fabs(measured) + 0.02)
-    fail_msg("slope along %s at weight %g: %g measured, %g computed", model_site(model, site)->name,
-             weight, measured, computed);
+  check_objective(&m, &forward);
+  distilled_at(&m, &forward, away, &sums);
   float *w = floats(size);
   for (int64_t i = 0; i < size; i++) w[i] = m.base[i] + away * d[i];
   m.weight.dense.data = w;
@@ -503,6 +517,36 @@ static void distillation(void **state) {
   }
 }
 
+/* The other kinds, and matched states, which see a weight in every block behind its own: alone and
+ * beside the text and the teacher, with memory for every block and with checkpoints. */
+static void other_objectives(void **state) {
+  static const char *const names[] = {"llama", "gemma3"};
+  static const struct model_objective objectives[] = {
+      {{DISTILL_REVERSE, 0, 1}, 0},   {{DISTILL_REVERSE, 0, 0.4}, 0},
+      {{DISTILL_TOP, 4, 1}, 0},       {{DISTILL_TOP, 4, 0.4}, 0.3},
+      {{DISTILL_FORWARD, 0, 0}, 1},   {{DISTILL_FORWARD, 0, 0}, 0.6},
+      {{DISTILL_REVERSE, 0, 1}, 0.5},
+  };
+  enum { OBJECTIVES = sizeof objectives / sizeof *objectives };
+  for (int i = 0; i < 2; i++) {
+    struct model *model = open_golden(names[i]);
+    for (int site = 0; site < model_site_count(model); site++) {
+      const int64_t size = site_size(model_site(model, site));
+      float *d = floats(size);
+      struct moved m = {.direction = {.model = model, .site = site, .d = d, .dw = floats(size)},
+                        .base = floats(size)};
+      model_site_expand(model, site, m.base);
+      fill_normal(d, (size_t)size, (uint64_t)site + 1, 1);
+      check_objective(&m, &objectives[site % OBJECTIVES]);
+      check_objective(&m, &objectives[(site + 3 + i) % OBJECTIVES]);
+      mem_free(d);
+      mem_free(m.base);
+      mem_free(m.direction.dw);
+    }
+    model_close(model);
+  }
+}
+
 /* A model whose weight was moved, taught by the one that it was, has the bits of the tap that moves
  * it. Another model's shape is refused. */
 static void distillation_from_another_model(void **state) {
@@ -513,22 +557,25 @@ static void distillation_from_another_model(void **state) {
   float *d = floats(size), *moved = mem_alloc((size_t)size, sizeof *moved, &err);
   struct moved m = {.direction = {.model = teacher, .site = SITE, .d = d, .dw = floats(size)},
                     .base = floats(size)};
+  const struct model_objective taught = {{.weight = 0.6}, 0.3};
   struct model_losses by_tap, by_model;
   struct model_workspace *ws;
   model_site_expand(student, SITE, m.base);
   fill_normal(d, (size_t)size, 7, 1);
-  distilled_at(&m, 0.6, 0.05f, &by_tap);
+  distilled_at(&m, &taught, 0.05f, &by_tap);
   for (int64_t i = 0; i < size; i++) moved[i] = m.base[i] + 0.05f * d[i];
   model_site_replace(student, SITE, moved);
   must(model_workspace_new(&ws, student, shape, true, true, &err), err);
-  must(model_workspace_distill(ws, &err), err);
-  must(model_distill(student, ids, shape, 0.5, 0.6, NULL, ws, &by_model, &err), err);
+  must(model_workspace_distill(ws, true, &err), err);
+  must(model_distill(student, ids, shape, 0.5, &taught, NULL, ws, &by_model, &err), err);
   assert_true(fabs(by_model.kl) < 1e-4 && by_tap.kl > 1e-3); /* its own teacher so far */
+  assert_true(by_model.distance == 0 && by_tap.distance > 1e-3);
   assert_int_equal(model_workspace_teacher(ws, stranger, &err), STATUS_REFUSED);
   assert_non_null(strstr(err.text, "cannot teach"));
   must(model_workspace_teacher(ws, teacher, &err), err);
-  must(model_distill(student, ids, shape, 0.5, 0.6, NULL, ws, &by_model, &err), err);
+  must(model_distill(student, ids, shape, 0.5, &taught, NULL, ws, &by_model, &err), err);
   assert_true(by_model.kl == by_tap.kl && by_model.nll == by_tap.nll);
+  assert_true(by_model.distance == by_tap.distance);
   model_workspace_free(ws);
   mem_free(d);
   mem_free(m.base);
@@ -685,21 +732,14 @@ static void missing_shard(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(tap_order),
-      cmocka_unit_test(masks_f32),
-      cmocka_unit_test(masks_f16),
-      cmocka_unit_test(masks_bf16),
-      cmocka_unit_test(foreign_masks),
-      cmocka_unit_test(packed_directory),
-      cmocka_unit_test(tensors_of_gguf),
-      cmocka_unit_test(parameters),
-      cmocka_unit_test(finite_differences),
-      cmocka_unit_test(distillation),
-      cmocka_unit_test(distillation_from_another_model),
-      cmocka_unit_test(wrappers),
-      cmocka_unit_test(misaligned),
-      cmocka_unit_test(nan_weights),
-      cmocka_unit_test(misfits),
+      cmocka_unit_test(tap_order),          cmocka_unit_test(masks_f32),
+      cmocka_unit_test(masks_f16),          cmocka_unit_test(masks_bf16),
+      cmocka_unit_test(foreign_masks),      cmocka_unit_test(packed_directory),
+      cmocka_unit_test(tensors_of_gguf),    cmocka_unit_test(parameters),
+      cmocka_unit_test(finite_differences), cmocka_unit_test(distillation),
+      cmocka_unit_test(other_objectives),   cmocka_unit_test(distillation_from_another_model),
+      cmocka_unit_test(wrappers),           cmocka_unit_test(misaligned),
+      cmocka_unit_test(nan_weights),        cmocka_unit_test(misfits),
       cmocka_unit_test(missing_shard),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

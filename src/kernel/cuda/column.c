@@ -360,8 +360,9 @@ static void divergence(const float *reference, const float *model, int64_t rows,
 }
 
 static void distill(const float *logits, const float *teacher, const int32_t *targets, int64_t rows,
-                    int64_t vocab, float weight, float scale, float *nll, float *kl,
+                    int64_t vocab, struct distill_rule rule, float scale, float *nll, float *kl,
                     float *dlogits) {
+  INVARIANT(rule.kind == DISTILL_FORWARD); /* learner_init refuses the others */
   losses((struct loss_args){.logits = logits,
                             .teacher = teacher,
                             .nll = nll,
@@ -369,7 +370,7 @@ static void distill(const float *logits, const float *teacher, const int32_t *ta
                             .dlogits = dlogits,
                             .rows = (uint32_t)rows,
                             .vocab = (uint32_t)vocab,
-                            .weight = weight,
+                            .weight = (float)rule.weight,
                             .scale = scale},
          targets);
 }
