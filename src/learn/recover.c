@@ -54,10 +54,6 @@ static enum status split_windows(struct recovery *r, struct error *err) {
   return STATUS_OK;
 }
 
-static bool has_teacher(const struct recover_settings *s) {
-  return s->objective.distill.weight > 0 || s->objective.match > 0;
-}
-
 static enum status prepare(struct recovery *r, struct error *err) {
   const struct model_shape shape = {r->settings->batch, r->windows->length};
   const size_t tokens = (size_t)(shape.sequences * shape.length);
@@ -74,7 +70,7 @@ static enum status prepare(struct recovery *r, struct error *err) {
   status = model_workspace_new(&r->workspace, r->model, shape, true, false, err);
   if (status != STATUS_OK) return status;
   model_workspace_set_precision(r->workspace, r->settings->precision);
-  if (!has_teacher(r->settings)) return STATUS_OK;
+  if (!model_has_teacher(&r->settings->objective)) return STATUS_OK;
   INVARIANT(r->settings->teacher && r->settings->teacher != r->model);
   status = model_workspace_distill(r->workspace, r->settings->objective.match > 0, err);
   return status ? status : model_workspace_teacher(r->workspace, r->settings->teacher, err);
@@ -105,7 +101,7 @@ static enum status identify(struct recovery *r, struct error *err) {
                 r->rate, "distill", rule->weight, "precision", precision_name[s->precision],
                 "weights", (json_int_t)tuning_sum(&r->tuning), "text", (json_int_t)ids, "windows",
                 (json_int_t)r->windows->count, "teacher",
-                has_teacher(s) ? model_path(s->teacher) : "", "lora", (json_int_t)s->lora_rank);
+                model_has_teacher(&s->objective) ? model_path(s->teacher) : "", "lora", (json_int_t)s->lora_rank);
   if (o && rule->kind != DISTILL_FORWARD)
     json_object_set_new(o, "distill_kind", json_string(distill_kind_name[rule->kind]));
   if (o && rule->top) json_object_set_new(o, "distill_k", json_integer(rule->top));

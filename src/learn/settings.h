@@ -124,7 +124,8 @@ static inline struct model_objective learn_objective(const struct learn_settings
                                   s->match};
 }
 static inline bool learn_has_teacher(const struct learn_settings *s) {
-  return s->distill > 0 || s->match > 0;
+  const struct model_objective objective = learn_objective(s);
+  return model_has_teacher(&objective);
 }
 /* The sparsity when no tile is dense. */
 static inline double learn_most_sparsity(const struct learn_settings *s) {

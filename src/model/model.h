@@ -210,6 +210,9 @@ struct model_objective {
   struct distill_rule distill;
   double match; /* 0 to 1 */
 };
+static inline bool model_has_teacher(const struct model_objective *o) {
+  return o->distill.weight > 0 || o->match > 0;
+}
 struct model_losses {
   double nll, kl,
       distance; /* sums over predictions, the first two in nats; 0 where not asked for */

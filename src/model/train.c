@@ -151,7 +151,7 @@ enum status model_distill(const struct model *m, const int32_t *ids, struct mode
                           const struct tap *tap, struct model_workspace *ws,
                           struct model_losses *sums, struct error *err) {
   const struct distill_rule rule = objective->distill;
-  const bool match = objective->match > 0, taught = rule.weight > 0 || match;
+  const bool match = objective->match > 0, taught = model_has_teacher(objective);
   const struct model_config *c = &m->config;
   const int64_t tokens = shape_tokens(shape);
   INVARIANT(ws->train && ws->model == m && shape.length <= ws->positions);
