@@ -54,9 +54,8 @@ static const struct option options[] = {
      "share of the divergence from the dense model in the loss; the rest is the text's"},
     {"distill-kind", OPTION_CHOICE, offsetof(struct settings, distill_kind), NULL, 0, 0,
      "forward|reverse|top-k", NULL,
-     "that divergence: KL(dense || recovered), KL(recovered || dense), or the former over the "
-     "dense "
-     "model's most likely tokens and all others as one (default: forward)"},
+     "that divergence: KL(dense || recovered), the other way, or the former over the dense model's "
+     "most likely tokens and all others as one (default: forward)"},
     {"distill-k", OPTION_INT, offsetof(struct settings, distill_k), "0", 0, DISTILL_TOP_MOST, NULL,
      "K", "how many those are; 0: 64"},
     {"match", OPTION_REAL, offsetof(struct settings, match), "0", 0, 1, NULL, "W",
