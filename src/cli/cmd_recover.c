@@ -132,8 +132,8 @@ static enum status report(const struct settings *s, const struct recover_report 
   if (!s->common.json) return STATUS_OK;
   return common_write_json(
       &s->common,
-      json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "path",
-                s->out, "recovered", 1, "weights", (json_int_t)r->weights, "steps",
+      json_pack("{s:s, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I}",
+                "path", s->out, "recovered", 1, "weights", (json_int_t)r->weights, "steps",
                 (json_int_t)r->steps, "dense_loss", r->dense_loss, "masked_loss", r->masked_loss,
                 "loss", r->loss, "seconds", r->seconds, "tokens_per_second", r->tokens_per_second,
                 "rate", r->rate, "distill", s->distill, "kl", r->kl, "match", s->match, "distance",

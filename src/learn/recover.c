@@ -16,6 +16,9 @@
 #include "learn/state_file.h"
 #include "learn/tuning.h"
 
+/* Adapters do best at this over their rank in the rates of all weights: docs/LEARNING.md. */
+#define LORA_RATE 10
+
 struct recovery {
   struct model *model;
   const struct recover_settings *settings;
@@ -57,7 +60,8 @@ static enum status split_windows(struct recovery *r, struct error *err) {
 static enum status prepare(struct recovery *r, struct error *err) {
   const struct model_shape shape = {r->settings->batch, r->windows->length};
   const size_t tokens = (size_t)(shape.sequences * shape.length);
-  r->rate = r->settings->rate > 0 ? r->settings->rate : recover_default_rate(r->model);
+  r->rate = r->settings->rate > 0 ? r->settings->rate
+                                  : recover_default_rate(r->model, r->settings->lora_rank);
   r->steps = r->settings->tokens / (int64_t)tokens;
   if (r->steps < 1 && !(r->settings->seconds > 0))
     return error_set(err, STATUS_USAGE, "--tokens %lld is less than one step of %zu tokens",
@@ -94,14 +98,14 @@ static enum status identify(struct recovery *r, struct error *err) {
   const uint32_t ids = (uint32_t)crc32_z(0, (const void *)text->ids.items,
                                          (size_t)text->ids.count * sizeof *text->ids.items);
   const struct distill_rule *rule = &s->objective.distill;
-  json_t *o =
-      json_pack("{s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:s, s:I, s:I, s:I, s:s, s:I}", "tokens",
-                (json_int_t)s->tokens, "seconds", s->seconds, "batch", (json_int_t)s->batch,
-                "window", (json_int_t)r->windows->length, "seed", (json_int_t)s->seed, "rate",
-                r->rate, "distill", rule->weight, "precision", precision_name[s->precision],
-                "weights", (json_int_t)tuning_sum(&r->tuning), "text", (json_int_t)ids, "windows",
-                (json_int_t)r->windows->count, "teacher",
-                model_has_teacher(&s->objective) ? model_path(s->teacher) : "", "lora", (json_int_t)s->lora_rank);
+  json_t *o = json_pack("{s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:s, s:I, s:I, s:I, s:s, s:I}",
+                        "tokens", (json_int_t)s->tokens, "seconds", s->seconds, "batch",
+                        (json_int_t)s->batch, "window", (json_int_t)r->windows->length, "seed",
+                        (json_int_t)s->seed, "rate", r->rate, "distill", rule->weight, "precision",
+                        precision_name[s->precision], "weights", (json_int_t)tuning_sum(&r->tuning),
+                        "text", (json_int_t)ids, "windows", (json_int_t)r->windows->count,
+                        "teacher", model_has_teacher(&s->objective) ? model_path(s->teacher) : "",
+                        "lora", (json_int_t)s->lora_rank);
   if (o && rule->kind != DISTILL_FORWARD)
     json_object_set_new(o, "distill_kind", json_string(distill_kind_name[rule->kind]));
   if (o && rule->top) json_object_set_new(o, "distill_k", json_integer(rule->top));
@@ -283,9 +287,10 @@ static enum status tune(struct recovery *r, struct error *err) {
   return status;
 }
 
-double recover_default_rate(const struct model *model) {
-  const double rate = 4e-4 * cbrt(135e6 / (double)model_parameters(model));
-  return rate > 3e-3 ? 3e-3 : rate;
+double recover_default_rate(const struct model *model, int64_t lora_rank) {
+  double rate = 4e-4 * cbrt(135e6 / (double)model_parameters(model));
+  if (rate > 3e-3) rate = 3e-3;
+  return lora_rank ? rate * LORA_RATE / (double)lora_rank : rate;
 }
 
 /* From the model as it came to where tuning begins or goes on. A state has the losses and the

@@ -34,8 +34,9 @@ struct recover_settings {
 };
 
 /* Read off between a rate that did well for 135 million weights and one for a quarter of a million:
- * small models take high rates. docs/LEARNING.md has the figures. */
-double recover_default_rate(const struct model *model);
+ * small models take high rates, adapters (rank above 0) lower ones
+ * as their rank grows. docs/LEARNING.md has the figures. */
+double recover_default_rate(const struct model *model, int64_t lora_rank);
 
 struct recover_report {
   int64_t steps, weights; /* kept weights that were tuned, or numbers of adapters */

@@ -187,7 +187,7 @@ static void a_time_becomes_steps(void **state) {
   s.seconds = 2;
   must(recover_run(model, &masks, &windows, &s, &report, &err), err);
   assert_true(report.steps >= 1 && report.loss < report.masked_loss);
-  assert_true(report.rate == recover_default_rate(model) && report.rate == 3e-3);
+  assert_true(report.rate == recover_default_rate(model, 0) && report.rate == 3e-3);
   mask_set_free(&masks);
   model_close(model);
 }
