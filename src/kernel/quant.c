@@ -6,6 +6,7 @@
  * tiles a prompt in fp32 goes through lanes whatever its length: integers multiply faster than
  * floats, and nothing is expanded. It is cut into blocks of tokens whose activations stay in the
  * second-level cache while the strips pass. */
+#include "base/error.h"
 #include "base/parallel.h"
 #include "kernel/product.h"
 #include "kernel/quant_x.h"
@@ -139,6 +140,7 @@ static void prompt_by_lanes(const struct quant_output *outputs, int count, const
 }
 
 void quant_products(const struct quant_output *outputs, int count, const float *x, int64_t tokens) {
+  INVARIANT(count >= 1 && count <= LINEAR_MANY_MOST);
   if (!kernel_table()->quant.batch_dot || tokens < TILES_FROM) {
     prompt_by_lanes(outputs, count, x, tokens);
     return;

@@ -86,12 +86,14 @@ static bool scores_from(const struct mask_matrix *from, struct mask_matrix *out)
   return true;
 }
 
-/* Whether `set` can score the tiles of every learned linear. */
-static bool set_has_scores(const struct mask_set *set, const struct learner *l) {
+/* Whether `set` can score the tiles of every learned linear. `groups`: set_has_groups. */
+static bool set_has_scores(const struct mask_set *set, const struct learner *l, bool groups) {
   bool any = false;
   for (int i = 0; i < l->site_count; i++) {
     const struct mask_matrix *from = mask_set_find(set, l->sites[i].mask.name);
     const struct mask_matrix *want = &l->sites[i].mask;
+    /* bits that are a pattern's own keep the same share of every tile */
+    if (groups && from->kind == MASK_BITS) return false;
     if (from->kind == MASK_BITS || from->tile_scores) {
       any = true;
       if (mask_has_tiles(from) &&
@@ -156,9 +158,7 @@ enum status prior_prepare(struct mask_set *prior, struct learner *l, struct mode
   for (int f = file_count - 1; f >= 0; f--) {
     const bool groups = set_has_groups(&sets[f], l);
     if (groups) codes = &sets[f];
-    /* bits that are a pattern's own keep the same share of every tile */
-    if (!(groups && sets[f].items[0].kind == MASK_BITS) && set_has_scores(&sets[f], l))
-      scores = &sets[f];
+    if (set_has_scores(&sets[f], l, groups)) scores = &sets[f];
   }
   if (file_count > 0 && !codes) {
     status =
