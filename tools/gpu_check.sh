@@ -4,7 +4,7 @@
 # cuBLASLt and learning steps beside PyTorch (where PYTHON, default python3, has torch and
 # transformers), and writes results/gpu_*.csv and a summary. Ten minutes at most; safe to run again.
 # Without a card, or with --dry, it builds all of it for sm_80 and rehearses on the CPU what can be;
-# FOLDER=DIR with model.gguf and texts (tools/demo_data.py, bench/tiny_data.py) rehearses
+# FOLDER=DIR with model.gguf and texts (tools/demo_data.py, bench/stories.py) rehearses
 # bench/gpu_result.py too.
 # Usage: gpu_check.sh [--dry] [SECONDS of timing products, default 100, and as many of learning]
 # Exit status: 0 all right, 1 something is wrong, 77 a dry run went well (nothing was measured).
