@@ -48,7 +48,7 @@ static const struct option options[] = {
     {"precision", OPTION_CHOICE, AT(precision), NULL, 0, 0, "fp32|bf16", NULL,
      "what products round their operands to while a prompt is read (default: as generate does, "
      "bf16 "
-     "where the processor multiplies it, else fp32)"},
+     "where that is faster, else fp32)"},
     {"kv", OPTION_CHOICE, AT(kv), "f16", 0, 0, INPUTS_KV_CHOICES, NULL,
      "how keys and values of the context are kept, as in generate"},
     INPUTS_DEVICE_OPTION(struct bench_settings, device),

@@ -80,7 +80,7 @@ static const struct option options[] = {
            "weight regularizer (default: paper; maskllm mode: maskllm)"),
     CHOICE("precision", precision, "fp32|bf16",
            "what matrix products round their operands to; masks and optimizer are fp32 (default: "
-           "bf16 where the processor multiplies it, else fp32)"),
+           "bf16 where that is faster, else fp32)"),
     CHOICE(
         "tile-prior", tile_prior, "linear|global|rank",
         "how the prior scores tiles: the best of each linear, of the model, or by rank (default: "

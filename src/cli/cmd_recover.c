@@ -48,8 +48,7 @@ static const struct option options[] = {
      "sequences of a step"},
     {"lora", OPTION_INT, offsetof(struct settings, lora), "0", 0, 1 << 12, NULL, "RANK",
      "tune low-rank adapters in place of the weights, merged under the mask: half of the memory; "
-     "0: "
-     "the weights themselves"},
+     "0: the weights themselves"},
     {"distill", OPTION_REAL, offsetof(struct settings, distill), "0", 0, 1, NULL, "W",
      "share of the divergence from the dense model in the loss; the rest is the text's"},
     {"distill-kind", OPTION_CHOICE, offsetof(struct settings, distill_kind), NULL, 0, 0,
